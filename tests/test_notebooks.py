@@ -1,0 +1,294 @@
+"""The course's notebooks: fresh, executed, small, honest. What they compute is compared by `pytest --nbval notebooks/`."""
+
+import copy
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nbclient", reason="the notebooks need the extra 'notebooks'")
+nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra 'notebooks'")
+pytest.importorskip("jupytext", reason="the notebooks need the extra 'notebooks'")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "notebooks"))
+import build  # noqa: E402 (a script beside the notebooks, not part of the package)
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+IGNORED = "nbval-ignore-output"
+CHECK = re.compile(r"\bassert\b|\bassert_close\(|\bcheck\(")
+FIGURE = "image/png"
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def text_of(cell):
+    """What a cell printed or returned, as text."""
+    outputs = [output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "\n".join(text for text in outputs if not text.startswith("<Figure size"))
+
+
+def compared(cell):
+    return IGNORED not in cell.metadata.get("tags", [])
+
+
+def shows_figure(cell):
+    return any(FIGURE in output.get("data", {}) for output in cell.outputs)
+
+
+def lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+# ---- the notebooks as they are stored --------------------------------------------------------------------------------
+
+
+def test_there_are_notebooks():
+    assert {path.stem for path in NOTEBOOKS} == {path.stem for path in build.sources()} != set()
+
+
+def test_no_notebook_is_stale():
+    assert build.stale() == []
+
+
+@each_notebook
+def test_is_valid_and_small(path):
+    nbformat.validate(json.loads(path.read_text()))
+    assert path.stat().st_size < 400_000
+
+
+@each_notebook
+def test_was_executed_from_top_to_bottom(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+
+
+@each_notebook
+def test_stores_no_error_warning_or_svg(path):
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", cell.source
+            assert "image/svg+xml" not in output.get("data", {}), cell.source
+        assert not re.search(r"Traceback|Warning", text_of(cell)), cell.source
+
+
+VARIABLE = {
+    "a time": r"\d\s?(ns|µs|us|ms|s|sec|seconds|min)\b",
+    "a version": r"\b\d+\.\d+\.\d+",
+    "an address": r"0x[0-9a-fA-F]{6,}",
+    "a path": r"(?<![\w.])/(home|tmp|work|usr|Users)/",
+    "a raw tensor or array": r"tensor\(|array\(",
+    "the repr of an object": r"<\w+[\w.]* (object )?at |\bModule\(",
+}
+
+
+def significant_digits(number):
+    return len(re.sub(r"[eE].*$", "", number).replace(".", "").lstrip("0"))
+
+
+@each_notebook
+def test_stored_text_does_not_vary(path):
+    for cell in filter(compared, code_cells(path)):
+        text = text_of(cell)
+        for what, pattern in VARIABLE.items():
+            assert not re.search(pattern, text), f"{what} in the output of:\n{cell.source}\n\n{text}"
+        for number in re.findall(r"\d*\.\d+(?:[eE][+-]?\d+)?", text):
+            assert significant_digits(number) <= 3, f"{number} in the output of:\n{cell.source}"
+
+
+@each_notebook
+def test_few_cells_are_volatile(path):
+    cells = code_cells(path)
+    assert sum(not compared(cell) for cell in cells) <= len(cells) / 5
+
+
+@each_notebook
+def test_cells_are_short(path):
+    lengths = [len(lines(cell)) for cell in code_cells(path)]
+    assert statistics.median(lengths) <= 8
+    assert max(lengths) <= 40
+
+
+@each_notebook
+def test_a_third_of_the_cells_checks_something(path):
+    cells = code_cells(path)
+    assert sum(bool(CHECK.search(cell.source)) for cell in cells) >= 0.3 * len(cells)
+
+
+@each_notebook
+def test_figures_have_labels_and_a_number(path):
+    for cell in filter(shows_figure, code_cells(path)):
+        picture_only = 'axis("off")' in cell.source
+        assert picture_only or ("xlabel" in cell.source and "ylabel" in cell.source), cell.source
+        assert re.search(r"\d", text_of(cell)), f"a figure without a printed number:\n{cell.source}"
+
+
+@each_notebook
+def test_opens_with_goals_and_ends_with_reading(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for part in ("Learning goals", "Prerequisites", "Time"):
+        assert part in cells[0].source
+    assert "Further reading" in cells[-1].source
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+def test_a_solution_prints_what_the_open_notebook_prints(path):
+    """Cell by cell, except where an exercise was solved or its checker called."""
+    for solved, learner in zip(code_cells(path), code_cells(path.parents[1] / path.name), strict=True):
+        if "[todo]" in text_of(learner):
+            assert "[ok]" in text_of(solved), solved.source
+        elif compared(learner):
+            assert text_of(solved) == text_of(learner), solved.source
+
+
+# ---- nbval notices a changed number ----------------------------------------------------------------------------------
+
+
+def altered_cut(notebook):
+    """The notebook up to the first number that nbval compares, with that number changed."""
+    cut = copy.deepcopy(notebook)
+    cut.cells = [cell for cell in cut.cells if cell.cell_type == "code"]
+    for index, cell in enumerate(cut.cells):
+        for output in cell.outputs:
+            if compared(cell) and output.output_type == "stream" and re.search(r"\d", output.text):
+                output.text = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), output.text, count=1)
+                cut.cells = cut.cells[: index + 1]
+                return cut
+    raise AssertionError("the notebook prints no number")
+
+
+def run_nbval(folder):
+    """The outcome of every cell under this project's own pytest configuration, by notebook."""
+    command = [sys.executable, "-m", "pytest", "--nbval", "-p", "conftest", "-p", "no:cacheprovider", "-rA", "-q"]
+    run = subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    outcomes = {}
+    for outcome, name in re.findall(r"^(PASSED|FAILED|ERROR|XFAIL|XPASS) (?:\S*/)?(\S+?\.ipynb)::", run.stdout, re.M):
+        outcomes.setdefault(Path(name).stem, []).append(outcome)
+    assert outcomes, run.stdout + run.stderr
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcomes_of_altered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("altered")
+    for path in NOTEBOOKS:
+        nbformat.write(altered_cut(nbformat.read(path, as_version=4)), folder / path.name)
+    return run_nbval(folder)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbval_sees_an_altered_number(path, outcomes_of_altered):
+    outcomes = outcomes_of_altered[path.stem]
+    assert outcomes.count("FAILED") == 1
+    assert len(outcomes) == len(altered_cut(nbformat.read(path, as_version=4)).cells)
+
+
+# ---- the machinery ---------------------------------------------------------------------------------------------------
+
+TOY = '''\
+# %% [markdown]
+# # A toy
+
+# %%
+import numpy as np
+import matplotlib.pyplot as plt
+from tqdm.auto import tqdm
+
+numbers = np.random.default_rng(0).normal(size=100)
+print(f"{numbers.mean():.2f}")
+
+# %% tags=["nbval-ignore-output"]
+for _ in tqdm(range(3)):
+    pass
+
+# %%
+plt.plot(numbers)
+plt.show()
+
+# %%
+def double(x):
+    """Twice x."""
+    # BEGIN SOLUTION
+    y = x + x
+    return y
+    # END SOLUTION
+
+# %%
+try:
+    print(double(2))
+except NotImplementedError as error:
+    print(error)
+'''
+
+
+@pytest.fixture
+def toy(tmp_path):
+    source = tmp_path / "src" / "01_toy.py"
+    source.parent.mkdir()
+    source.write_text(TOY)
+    return source
+
+
+def test_build_opens_and_solves_the_exercises(toy, tmp_path):
+    learner, solved = build.build(toy)
+    assert (learner, solved) == (tmp_path / "01_toy.ipynb", tmp_path / "solutions" / "01_toy.ipynb")
+    exercise = 'def double(x):\n    """Twice x."""\n    '
+    assert code_cells(learner)[3].source == exercise + 'raise NotImplementedError("your turn")'
+    assert code_cells(solved)[3].source == exercise + "y = x + x\n    return y"
+    assert (text_of(code_cells(learner)[4]), text_of(code_cells(solved)[4])) == ("your turn\n", "4\n")
+    assert code_cells(learner)[1].metadata == {"tags": [IGNORED]}
+    assert code_cells(learner)[1].outputs == []  # the progress bar is gone
+    assert shows_figure(code_cells(learner)[2])
+
+
+def test_build_gives_the_same_bytes_twice(toy):
+    first = [path.read_bytes() for path in build.build(toy)]
+    assert [path.read_bytes() for path in build.build(toy)] == first
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("x + x", "2 * x"), ("# # A toy", "# # A game"), (f'tags=["{IGNORED}"]', ""), ("\n# %%\ntry", "\ntry")],
+)
+def test_an_edited_source_makes_its_notebooks_stale(toy, old, new):
+    for target, notebook in build.products(toy).items():
+        target.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, target)
+    stored = build.products(toy)
+    assert not any(build.is_stale(target, notebook) for target, notebook in stored.items())
+    toy.write_text(TOY.replace(old, new))
+    assert any(build.is_stale(target, notebook) for target, notebook in build.products(toy).items())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "# BEGIN SOLUTION\nx = 1\n# END SOLUTION",
+        "def f():\n    # BEGIN SOLUTION\n    return 1",
+        "def f():\n    return 1\n    # END SOLUTION",
+        "def f():\n    # BEGIN SOLUTION\n    # BEGIN SOLUTION\n    return 1\n    # END SOLUTION",
+    ],
+    ids=["outside a function", "no end", "no begin", "nested"],
+)
+def test_a_misplaced_marker_is_refused(code):
+    with pytest.raises(ValueError, match="SOLUTION|inside a function"):
+        build.split_solution(code)
+
+
+def test_an_unknown_notebook_is_refused():
+    with pytest.raises(ValueError, match="no notebook is called '77'"):
+        build.sources(["77"])
+
+
+@pytest.mark.parametrize(("number", "digits"), [("0.99", 2), ("1.234", 4), ("0.00123", 3), ("1.5e-07", 2)])
+def test_significant_digits(number, digits):
+    assert significant_digits(number) == digits
