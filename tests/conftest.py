@@ -1,4 +1,4 @@
-"""What every test runs under: fixed seeds, no network, Triton's interpreter without a GPU, shapes checked at run time."""
+"""What every test runs under: fixed seeds, no network, Triton's interpreter without a GPU, shapes checked."""
 
 import os
 import random
@@ -31,7 +31,7 @@ hypothesis.settings.register_profile(
     deadline=None,  # no test depends on the machine's speed
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,  # as above
-        hypothesis.HealthCheck.function_scoped_fixture,  # `seed` and `unchecked` set a state that examples do not change
+        hypothesis.HealthCheck.function_scoped_fixture,  # `seed` and `unchecked` hold for all examples
     ],
 )
 hypothesis.settings.load_profile("minivim")
