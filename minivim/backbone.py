@@ -1,0 +1,292 @@
+"""What every image model has around its blocks: patches in, class tokens, position embedding, a head out.
+
+Vim and DeiT share all of it, so that their own files show nothing but what differs.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+CLS_TOKENS = ("middle", "head", "double", "none")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check_whole(name: str, value: object, minimum: int = 1) -> None:
+    """Raise a ValueError that names the field unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a ValueError that names the field unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The fields that Vim and DeiT share. Sizes in pixels; `img_size` is one number or (height, width)."""
+
+    img_size: int | tuple[int, int] = 224
+    patch_size: int = 16
+    stride: int | None = None  # None: patch_size
+    in_chans: int = 3
+    num_classes: int = 1000  # 0: no head, the model returns features
+    embed_dim: int = 192
+    depth: int = 24
+    cls_token: str = "middle"
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_chans", "embed_dim", "depth"):
+            check_whole(name, getattr(self, name))
+        check_whole("num_classes", self.num_classes, minimum=0)
+        if self.stride is not None:
+            check_whole("stride", self.stride)
+        check_choice("cls_token", self.cls_token, CLS_TOKENS)
+        rate = self.drop_path_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise ValueError(f"drop_path_rate is {rate!r}; it must be a number from 0 up to, not including, 1")
+        if isinstance(self.img_size, list):  # JSON knows no tuples
+            object.__setattr__(self, "img_size", tuple(self.img_size))
+        if isinstance(self.img_size, tuple) and len(self.img_size) != 2:
+            raise ValueError(f"img_size is {self.img_size!r}; it must be one whole number or (height, width)")
+        for side in self.image_shape:
+            self._check_side(side)
+
+    def _check_side(self, side: object) -> None:
+        check_whole("img_size", side)
+        patch, stride = self.patch_size, self.patch_stride
+        if side < patch or (side - patch) % stride:
+            rule = (
+                f"a multiple of patch_size {patch}"
+                if stride == patch
+                else (f"patch_size {patch} plus a multiple of stride {stride}")
+            )
+            raise ValueError(f"img_size is {self.img_size!r}; each side must be {rule}")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+
+    @property
+    def patch_stride(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.patch_size if self.stride is None else self.stride
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the patch grid."""
+        rows, columns = ((side - self.patch_size) // self.patch_stride + 1 for side in self.image_shape)
+        return rows, columns
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image: rows times columns."""
+        return math.prod(self.grid_shape)
+
+    @property
+    def cls_positions(self) -> tuple[int, ...]:
+        """Where the class tokens stand in the sequence of patches and class tokens."""
+        M = self.num_patches
+        return {"middle": (M // 2,), "head": (0,), "double": (0, M + 1), "none": ()}[self.cls_token]
+
+
+def insert_tokens(
+    patches: Float[Tensor, "B M D"], tokens: Float[Tensor, "B n D"], positions: tuple[int, ...]
+) -> Float[Tensor, "B L D"]:
+    """Put tokens[:, k] at positions[k] of the longer sequence; positions ascend."""
+    for k, position in enumerate(positions):
+        patches = torch.cat((patches[:, :position], tokens[:, k : k + 1], patches[:, position:]), dim=1)
+    return patches
+
+
+def remove_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) -> Float[Tensor, "B M D"]:
+    """Undo `insert_tokens`: the sequence without the tokens at `positions`."""
+    for position in reversed(positions):
+        sequence = torch.cat((sequence[:, :position], sequence[:, position + 1 :]), dim=1)
+    return sequence
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches, in reading order, and map each one linearly to D numbers (ViT, arXiv 2010.11929)."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.proj = nn.Conv2d(
+            config.in_chans, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_stride
+        )
+        fan_in = config.in_chans * config.patch_size**2
+        std = fan_in**-0.5 / 0.8796  # 0.8796: the standard deviation of a unit normal cut off at +-2
+        nn.init.trunc_normal_(self.proj.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M D"]:
+        """Embed the patches. Raises ValueError or TypeError if the image does not fit the configuration."""
+        self._check(image)
+        # Contiguous channel-last here, so that no later layer meets a transposed sequence.
+        return self.proj(image).flatten(2).transpose(1, 2).contiguous()
+
+    def _check(self, image: Tensor) -> None:
+        expected = (self.config.in_chans, *self.config.image_shape)
+        if image.ndim != 4 or image.shape[1:] != expected:
+            shape = ", ".join(map(str, expected))
+            hint = "; resize_to(height, width) adapts the model to another size" if image.ndim == 4 else ""
+            raise ValueError(f"image has shape {tuple(image.shape)}; it must be (batch, {shape}){hint}")
+        if not image.is_floating_point():
+            raise TypeError(f"image has dtype {image.dtype}; it must be floating point, normalised")
+
+
+class DropPath(nn.Module):
+    """In training, drop the whole update of a sample with probability `rate` (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Zero for a dropped sample, x / (1 - rate) for a kept one, so that the mean stays x."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * (x.new_empty(x.shape[0], 1, 1).bernoulli_(keep) / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+def make_head(embed_dim: int, num_classes: int) -> nn.Module:
+    """The linear classifier, or the identity for num_classes 0."""
+    if num_classes == 0:
+        return nn.Identity()
+    head = nn.Linear(embed_dim, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class Backbone(nn.Module):
+    """An image model in timm's conventions. A subclass adds its blocks and `forward_tokens`."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        count = len(config.cls_positions)
+        self.cls_token = nn.Parameter(torch.empty(1, count, config.embed_dim)) if count else None
+        self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches + count, config.embed_dim))
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        self.head = make_head(config.embed_dim, config.num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0 without one."""
+        return self.config.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """The width D of the features."""
+        return self.config.embed_dim
+
+    def embed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """Patches, with the class tokens put in and the position embedding added to all."""
+        x = self.patch_embed(image)
+        if self.cls_token is not None:
+            x = insert_tokens(x, self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), self.config.cls_positions)
+        return x + self.pos_embed
+
+    def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The blocks and the last norm, on embedded tokens."""
+        raise NotImplementedError
+
+    def forward_features(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """All tokens after the last norm, class tokens included."""
+        return self.forward_tokens(self.embed(image))
+
+    def forward_head(self, tokens: Float[Tensor, "B L D"], pre_logits: bool = False) -> Float[Tensor, "B K"]:
+        """Pool, then the head unless `pre_logits`: the class token, the mean of both, or of all tokens for "none"."""
+        positions = self.config.cls_positions
+        if len(positions) == 1:
+            features = tokens[:, positions[0]]
+        elif positions:
+            features = (tokens[:, positions[0]] + tokens[:, positions[1]]) / 2
+        else:
+            features = tokens.mean(dim=1)
+        return features if pre_logits else self.head(features)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Images to logits."""
+        return self.forward_head(self.forward_features(image))
+
+    def forward_grid(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D rows columns"]:
+        """The patch tokens after the last norm as a feature map, class tokens taken out: for dense tasks."""
+        patches = remove_tokens(self.forward_features(image), self.config.cls_positions)
+        return patches.transpose(1, 2).unflatten(2, self.config.grid_shape)
+
+    @torch.no_grad()
+    def resize_to(self, height: int, width: int) -> "Backbone":
+        """Adapt the model, in place, to images of height x width pixels; returns it.
+
+        The patches' position embeddings are interpolated bicubically on their grid; those of the class tokens are taken
+        out first and put back at their new places. At the present size nothing changes. Raises ValueError for a size
+        that the patches do not tile.
+        """
+        old = self.config
+        new = replace(old, img_size=height if height == width else (height, width))
+        if new.grid_shape != old.grid_shape:
+            tokens = self.pos_embed[:, list(old.cls_positions)]
+            grid = remove_tokens(self.pos_embed, old.cls_positions).transpose(1, 2).unflatten(2, old.grid_shape)
+            grid = F.interpolate(grid, size=new.grid_shape, mode="bicubic", align_corners=False)
+            resized = insert_tokens(grid.flatten(2).transpose(1, 2), tokens, new.cls_positions)
+            self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
+        self.config = self.patch_embed.config = new
+        return self
+
+    def get_classifier(self) -> nn.Module:
+        """The head: nn.Linear, or nn.Identity for num_classes 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a fresh one, on the same device and in the same dtype."""
+        config = replace(self.config, num_classes=num_classes)
+        self.head = make_head(config.embed_dim, num_classes).to(self.pos_embed)
+        self.config = self.patch_embed.config = config
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone: biases, norms, D, A_log, embeddings."""
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim <= 1 or name.rpartition(".")[2] in ("A_log", "cls_token", "pos_embed")
+        }
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Regular expressions that sort parameters into stem, blocks and last norm, for layer-wise learning rates."""
+        blocks = r"^blocks\.(\d+)" if not coarse else r"^blocks"
+        return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [(blocks, None), (r"^norm\.", (99999,))]}
+
+    @property
+    def default_cfg(self) -> dict:
+        """timm's description of the model's input and of where its first layer and classifier are."""
+        return {
+            "num_classes": self.config.num_classes,
+            "input_size": (self.config.in_chans, *self.config.image_shape),
+            "fixed_input_size": True,
+            "pool_size": None,
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
