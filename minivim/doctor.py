@@ -1,0 +1,80 @@
+"""`minivim doctor`: what this machine can run, what "auto" picks, and whether each backend is right here."""
+
+import time
+
+import torch
+
+from minivim import measure
+from minivim.bench import ScanCase, error_against, reference_outputs
+from minivim.scan import available_backends, selective_scan
+
+OPTIONAL = {
+    "numba": ("numba", "the fast scan on a CPU"),
+    "triton": ("triton", "the fast scan on a CUDA device"),
+    "tyro": ("train", "the flags of train, eval, predict and bench"),
+    "datasets": ("train", "data from the Hub and parquet folders"),
+    "scikit-learn": ("train", "the embedded digits"),
+    "safetensors": ("train", "checkpoints"),
+    "matplotlib": ("train", "pictures"),
+    "pillow": ("train", "image files"),
+}
+BACKENDS = {
+    "cpu": ("numba", "chunked", "reference"),
+    "cuda": ("triton", "chunked", "reference"),
+}
+
+
+def why_not(backend: str, device: str) -> str:
+    """What selective_scan says when it is asked for a backend that cannot run here."""
+    try:
+        selective_scan(**ScanCase(1, 1, 1, 1, "float32", device).inputs(), backend=backend)
+    except (ValueError, ImportError, RuntimeError) as error:
+        return str(error)
+    return "it ran when asked, although available_backends does not name it"
+
+
+def self_test(backend: str, device: str) -> str:
+    """Run one small scan with gradients through a backend and compare it with the reference in float64."""
+    case = ScanCase(2, 32, 33, 16, "float32", device)
+    start = time.perf_counter()
+    try:
+        error = error_against(reference_outputs(case.inputs()), backend, channel_first=False, case=case)
+    except ValueError as failure:
+        return f"WRONG: {failure}"
+    return f"right, error {error:.0e}, {time.perf_counter() - start:.1f} s with compilation"
+
+
+def backend_lines(device: str) -> list[str]:
+    """One line a backend: whether it can run and is right, or why it cannot."""
+    available = available_backends(device)
+    lines = [f'scan backends on {device} ("auto" picks {available[0]}):']
+    for backend in BACKENDS[device]:
+        state = self_test(backend, device) if backend in available else f"cannot run: {why_not(backend, device)}"
+        lines.append(f"  {backend:<10} {state}")
+    return lines
+
+
+def package_lines() -> list[str]:
+    """One line an optional package."""
+    lines = ["optional packages:"]
+    for package, (extra, purpose) in OPTIONAL.items():
+        found = measure.version(package) or f"missing, for {purpose}: pip install 'minivim[{extra}]'"
+        lines.append(f"  {package:<13} {found}")
+    return lines
+
+
+def doctor() -> str:
+    """Everything that `minivim doctor` prints."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    here = measure.environment()
+    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
+    lines = [f"Python {here['python']} on {here['platform']}", versions]
+    lines += [f"{device}: {measure.device_name(device)}" for device in devices]
+    if devices == ["cpu"]:
+        lines.append(
+            "cuda: not available" + (", this torch was built without it" if torch.version.cuda is None else "")
+        )
+    lines += [f"threads: {here['threads']}", *package_lines()]
+    for device in devices:
+        lines += backend_lines(device)
+    return "\n".join(lines)
