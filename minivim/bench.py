@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minivim import measure
+from minivim.backbone import check_choice, check_whole
 from minivim.bench_report import Report, Row, summarise
 from minivim.scan import available_backends, selective_scan
 
@@ -22,25 +23,16 @@ TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 3e-2}  # of the larg
 YARDSTICK = "torch.exp on (B, E, L, N)"
 
 
-def at_least(name: str, value: int | None, least: int) -> None:
-    """Refuse a number below `least`; None passes."""
-    if value is not None and value < least:
-        raise ValueError(f"{name} was {value} but must be at least {least}")
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is not among the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} was {value!r} but must be one of {', '.join(choices)}")
-
-
-def check_machine(device: str, threads: int | None, rounds: int) -> None:
+def check_run(device: str, threads: int | None, rounds: int, out: Path) -> None:
     """Refuse what both benchmarks refuse."""
-    one_of("device", device, ("cpu", "cuda"))
+    check_choice("device", device, ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device was 'cuda' but must be 'cpu' here: this torch sees no CUDA device")
-    at_least("threads", threads, 1)
-    at_least("rounds", rounds, 1)
+        raise ValueError("device is 'cuda'; it must be 'cpu' here, where torch sees no CUDA device")
+    if threads is not None:
+        check_whole("threads", threads)
+    check_whole("rounds", rounds)
+    if not out.name:
+        raise ValueError(f"out is {str(out)!r}; it must end in a name, to which .json and .png are added")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -48,9 +40,9 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     try:
         B, E, L = (int(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"shape was {text!r} but must be three whole numbers B,E,L, as in 1,384,197") from None
+        raise ValueError(f"shape is {text!r}; it must be three whole numbers B,E,L, as in 1,384,197") from None
     if min(B, E, L) < 1:
-        raise ValueError(f"shape was {text!r} but B, E and L must be at least 1")
+        raise ValueError(f"shape is {text!r}; each of B, E and L must be at least 1")
     return B, E, L
 
 
@@ -58,13 +50,13 @@ def load_against(against: str) -> Callable:
     """The function that "module:function" names; it must have mamba_ssm's selective_scan_fn signature and layout."""
     module, _, name = against.partition(":")
     if not (module and name):
-        raise ValueError(f"against was {against!r} but must be module:function, as in minivim.compat:selective_scan_fn")
+        raise ValueError(f"against is {against!r}; it must be module:function, as in my_scan:selective_scan_fn")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"against was {against!r} but must name a function that can be imported: {error}") from error
+        raise ValueError(f"against is {against!r}; it must name a function that can be imported: {error}") from error
     if not callable(function):
-        raise ValueError(f"against was {against!r} but must name a function, not a {type(function).__name__}")
+        raise ValueError(f"against is {against!r}; it must name a function, not a {type(function).__name__}")
     return function
 
 
@@ -96,11 +88,11 @@ class ScanBench:
     """OUT.json and OUT.png are written."""
 
     def __post_init__(self) -> None:
-        check_machine(self.device, self.threads, self.rounds)
-        one_of("dtype", self.dtype, tuple(DTYPES))
-        at_least("state", self.state, 1)
+        check_run(self.device, self.threads, self.rounds, self.out)
+        check_choice("dtype", self.dtype, tuple(DTYPES))
+        check_whole("state", self.state)
         for name in self.backend:
-            one_of("backend", name, available_backends(self.device))
+            check_choice("backend", name, available_backends(self.device))
         for shape in self.shape:
             parse_shape(shape)
         if self.against is not None:
@@ -241,11 +233,13 @@ def peak(function: Callable, device: str, *arguments) -> int | None:
     return measure.in_child(function, *arguments) if device == "cpu" else function(*arguments)
 
 
-def sampler(make_call: Callable[[], Callable[[], object]], device: str, input_bytes: int) -> Callable[[], float]:
-    """A timer for a call; on CUDA for as many copies of it as exceed the L2 cache."""
+def sampler(
+    make_call: Callable[[], Callable[[], object]], device: str, input_bytes: int, *, graph: bool = True
+) -> Callable[[], float]:
+    """A timer for a call; on CUDA for as many copies of it as exceed the L2 cache, in a CUDA graph if `graph`."""
     if device == "cpu":
         return measure.cpu_sampler(make_call())
-    return measure.cuda_sampler([make_call() for _ in range(measure.copies_beyond_cache(input_bytes))])
+    return measure.cuda_sampler([make_call() for _ in range(measure.copies_beyond_cache(input_bytes))], graph=graph)
 
 
 def time_scan(config: ScanBench, case: ScanCase, mode: str, errors: dict[str, float | None]) -> tuple:

@@ -20,7 +20,8 @@ class Row:
     case: the contest's size in words; length: tokens L; mode: what was timed; seconds: the median of one call;
     spread: (upper quartile - lower quartile) / median; ratio: median / the first contestant's median;
     extra_bytes: the most memory beyond the inputs, None if not measured; error: the largest difference from the
-    reference over the reference's largest value, None for a yardstick, which computes something else.
+    reference over the reference's largest value, None for a yardstick, which computes something else;
+    items: the batch size.
     """
 
     name: str
@@ -109,12 +110,13 @@ def describe(report: Report) -> list[str]:
 
 def block(rows: Sequence[Row]) -> list[str]:
     """Aligned columns of one contest."""
-    cells = [("", "ms", "spread", "ratio", "per second", "extra MiB", "error")]
+    cells = [("", "ms", "spread", "ratio", "ms/item", "items/s", "extra MiB", "error")]
     for row in rows:
         memory = "-" if row.extra_bytes is None else f"{row.extra_bytes / MIB:.1f}"
         error = "-" if row.error is None else f"{row.error:.1e}"
-        times = f"{row.seconds * 1e3:.4g}", f"{row.spread:.0%}", f"{row.ratio:.2f}", f"{row.per_second:.4g}"
-        cells.append((row.name, *times, memory, error))
+        times = f"{row.seconds * 1e3:.4g}", f"{row.spread:.0%}", f"{row.ratio:.2f}"
+        items = f"{1e3 / row.per_second:.4g}", f"{row.per_second:.4g}"
+        cells.append((row.name, *times, *items, memory, error))
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     aligned = [[cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in cells]
     return ["  ".join([line[0].ljust(widths[0]), *columns[1:]]) for line, columns in zip(cells, aligned, strict=True)]
@@ -122,10 +124,9 @@ def block(rows: Sequence[Row]) -> list[str]:
 
 def plot(report: Report, path: Path) -> None:
     """Time against the number of tokens, one panel a mode; bars where there is only one size."""
-    require("matplotlib", "train").use("Agg")
-    plt = require("matplotlib.pyplot", "train")
     modes = list(dict.fromkeys(row.mode for row in report.rows))
-    figure, axes = plt.subplots(1, len(modes), figsize=(6.4 * len(modes), 4.2), squeeze=False, layout="constrained")
+    figure = require("matplotlib.figure", "train").Figure(figsize=(6.4 * len(modes), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(modes), squeeze=False)
     for axis, mode in zip(axes[0], modes, strict=True):
         rows = [row for row in report.rows if row.mode == mode]
         draw = (
@@ -135,7 +136,6 @@ def plot(report: Report, path: Path) -> None:
         axis.set_title(mode)
     figure.suptitle(f"{report.title}\n{report.environment['device_name']}, {report.environment['threads']} threads")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def draw_lines(axis, rows: Sequence[Row]) -> None:

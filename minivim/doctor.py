@@ -63,7 +63,7 @@ def package_lines() -> list[str]:
     return lines
 
 
-def doctor() -> str:
+def diagnose() -> str:
     """Everything that `minivim doctor` prints."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     here = measure.environment()
