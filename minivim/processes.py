@@ -1,0 +1,58 @@
+"""Devices, threads and the processes of a training run."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that train together: this one's number, how many there are, its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; None: CUDA if there is one, else the CPU. ValueError for one that is not here."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device is {name!r}; it must be a device that this machine has ({reason})") from error
+
+
+@contextmanager
+def join_team(device: str | None) -> Iterator[Team]:
+    """Join the processes that torchrun started (gloo on CPUs, NCCL on GPUs); a lone process is a team of one."""
+    place = choose_device(device)
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    starts = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if starts:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        together = dist.is_initialized()
+        yield Team(dist.get_rank() if together else 0, dist.get_world_size() if together else 1, place)
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def use_threads(count: int | None) -> Iterator[None]:
+    """That many CPU threads, and the former number afterwards; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,202 @@
+"""What can be set about a training run, and the presets: values that are known to work together."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. A field left at None is filled in by `resolve`: from the resumed run, else from the preset."""
+
+    data: str | None = None
+    """digits, shapes, cifar10, imagenet, OWNER/NAME[:CONFIG] on the hub, or a folder."""
+    preset: str | None = None
+    """Defaults for all other fields: base, digits, shapes, cifar10, cifar10_cpu, imagenet; None: by the data's name."""
+    model: str | None = None
+    """A name from `minivim models`, Vim or DeiT."""
+    out: str | None = None
+    """Folder for the run's files; None: runs/DATA-MODEL-TIME."""
+    resume: bool | None = None
+    """Continue the run in `out` if there is one; all fields not given are taken from it."""
+    seed: int | None = None
+    """Seed of the weights, of the order of the images and of the augmentation."""
+
+    epochs: int | None = None
+    """Passes over the training images."""
+    batch_size: int | None = None
+    """Images in one step, all processes together."""
+    lr: float | None = None
+    """Peak learning rate of AdamW."""
+    lr_end: float | None = None
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    warmup: float | None = None
+    """Share of all steps in which the learning rate rises linearly to its peak."""
+    weight_decay: float | None = None
+    """AdamW's decay of the weight matrices; biases, norms, A, D and embeddings have none."""
+    beta2: float | None = None
+    """AdamW's second momentum."""
+    grad_clip: float | None = None
+    """Largest norm of the gradient; 0: no clipping."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, which is what is evaluated and saved; 0: none."""
+    bf16: bool | None = None
+    """Compute matrix products in bfloat16 (autocast); weights and the scan's state stay float32."""
+
+    crop: int | None = None
+    """Move the image by up to this many pixels (random crop with padding)."""
+    flip: float | None = None
+    """Probability of a mirror image; 0 for digits and letters."""
+    rotate: float | None = None
+    """Turn the image by up to this many degrees."""
+    zoom: float | None = None
+    """Size the image by 1 +- this."""
+    shift: float | None = None
+    """Move the image by up to this many pixels, fractions included."""
+    jitter: float | None = None
+    """Change brightness, contrast and saturation by up to this share."""
+    erase: float | None = None
+    """Probability of a box being erased."""
+    smoothing: float | None = None
+    """Label smoothing: the share of the target spread over all classes."""
+    mixup: float | None = None
+    """Mixup's alpha; 0: none."""
+    cutmix: float | None = None
+    """Cutmix's alpha; 0: none."""
+    crop_scale: float | None = None
+    """Smallest area of a random resized crop; only for sets too large for memory."""
+
+    img_size: int | None = None
+    """Side of the images in pixels; None: their own."""
+    patch_size: int | None = None
+    """Side of a patch in pixels; None: the model's own."""
+    embed_dim: int | None = None
+    """Model width D; None: the model's own."""
+    depth: int | None = None
+    """Number of blocks; None: the model's own."""
+    drop_path: float | None = None
+    """Stochastic depth rate of the last block."""
+
+    backend: str | None = None
+    """Backend of the scan: auto, reference, chunked, numba, triton."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; None: cuda if there is one."""
+    threads: int | None = None
+    """CPU threads; None: PyTorch's own choice."""
+    workers: int | None = None
+    """Processes that decode images; only for sets too large for memory."""
+    eval_every: int | None = None
+    """Evaluate after every this many epochs, and after the last one."""
+    save_seconds: float | None = None
+    """Seconds between two saves of the state from which a killed run resumes; 0: after every step."""
+    tensorboard: bool | None = None
+    """Write TensorBoard events too."""
+    progress: bool | None = None
+    """Show a progress bar and print what is used and reached."""
+
+
+BASE = TrainConfig(
+    data="digits", model="vim_tiny_patch16_224", resume=False, seed=0,
+    epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
+    ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
+    mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", workers=2, eval_every=1,
+    save_seconds=30.0, tensorboard=False, progress=True,
+)  # fmt: skip
+
+PRESETS = {
+    "base": TrainConfig(),
+    "digits": TrainConfig(
+        model="vim_nano_patch2_8", epochs=40, lr=3e-3, ema=0.99, flip=0.0, rotate=10.0, zoom=0.1, shift=0.7,
+    ),
+    "shapes": TrainConfig(
+        model="vim_tiny_patch4_32", embed_dim=64, depth=2, epochs=10, lr=3e-3, ema=0.98, crop=2,
+    ),
+    "cifar10": TrainConfig(
+        model="vim_tiny_patch4_32", epochs=200, batch_size=128, crop=4, erase=0.25, jitter=0.2, drop_path=0.1,
+        mixup=0.8, cutmix=1.0, ema=0.9995,
+    ),
+    "cifar10_cpu": TrainConfig(
+        model="vim_tiny_patch4_32", img_size=32, embed_dim=64, depth=4, epochs=8, batch_size=64, lr=3e-3,
+        crop=2, ema=0.998, smoothing=0.05,
+    ),
+    "imagenet": TrainConfig(
+        model="vim_tiny_patch16_224", img_size=224, epochs=300, batch_size=1024, warmup=1 / 60, ema=0.99996,
+        weight_decay=0.1, jitter=0.3, erase=0.25, mixup=0.8, cutmix=1.0, drop_path=0.1, bf16=True, workers=8,
+        save_seconds=300.0,
+    ),
+}  # fmt: skip
+
+# Fields that a resumed run may change: none of them decides what the weights become.
+FREE_ON_RESUME = (
+    "resume", "preset", "out", "device", "threads", "workers", "eval_every", "save_seconds", "tensorboard", "progress",
+)  # fmt: skip
+
+
+def given(config: TrainConfig) -> dict:
+    """The fields that are set."""
+    return {name: value for name, value in vars(config).items() if value is not None}
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Every None replaced: by the resumed run's value, else the preset's, else the base's; all values checked.
+
+    Idempotent. Raises ValueError for an impossible value, and for one that differs from that of the run to be resumed.
+    """
+    saved = saved_config(config.out) if config.resume else TrainConfig()
+    data = os.fspath(config.data or saved.data or BASE.data)
+    preset = config.preset or saved.preset or (data if data in PRESETS else "base")
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+    wanted = {**given(config), "data": data, "preset": preset}
+    for name, value in given(saved).items():
+        if name not in FREE_ON_RESUME and wanted.get(name, value) != value:
+            raise ValueError(f"{name} is {wanted[name]!r}; it must be {value!r}, as in the run that is resumed")
+    layers = (BASE, PRESETS[preset], saved)
+    resolved = TrainConfig(**{name: value for layer in layers for name, value in given(layer).items()} | wanted)
+    check(resolved)
+    if resolved.out is None:
+        label = Path(data).name.replace(":", "-")
+        resolved = replace(resolved, out=f"runs/{label}-{resolved.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return resolved
+
+
+def saved_config(out: str | os.PathLike | None) -> TrainConfig:
+    """The configuration of the run in the folder `out`; one with nothing set if there is no run."""
+    if out is None:
+        raise ValueError("out is None although resume is set; it must be the folder of the run to resume")
+    path = Path(out) / CONFIG_FILE
+    if not path.is_file():
+        return TrainConfig()
+    try:
+        return TrainConfig(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"out is {str(out)!r}, whose {CONFIG_FILE} cannot be read ({error})") from error
+
+
+# field -> (smallest, largest) allowed value; None: no bound
+RANGES = {
+    "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "lr_end": (0, 1), "warmup": (0, 1),
+    "weight_decay": (0, None), "beta2": (0, 0.9999999), "grad_clip": (0, None), "ema": (0, 0.9999999),
+    "crop": (0, None), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, None), "jitter": (0, 1),
+    "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, None), "cutmix": (0, None), "crop_scale": (0.001, 1),
+    "img_size": (1, None), "patch_size": (1, None), "embed_dim": (1, None), "depth": (1, None),
+    "drop_path": (0, 0.99), "threads": (1, None), "workers": (0, None), "eval_every": (1, None),
+    "save_seconds": (0, None), "seed": (0, None),
+}  # fmt: skip
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ValueError or TypeError, naming the field, for a value that is out of its range."""
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} is {value!r}; it must be a number")
+        if not (low <= value and (high is None or value <= high)):
+            bound = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise ValueError(f"{name} is {value!r}; it must be {bound}")
