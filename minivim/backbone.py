@@ -53,9 +53,7 @@ class BackboneConfig:
         rate = self.drop_path_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
             raise ValueError(f"drop_path_rate is {rate!r}; it must be a number from 0 up to, not including, 1")
-        if isinstance(self.img_size, list):  # JSON knows no tuples
-            object.__setattr__(self, "img_size", tuple(self.img_size))
-        if isinstance(self.img_size, tuple) and len(self.img_size) != 2:
+        if not isinstance(self.img_size, int | tuple) or len(self.image_shape) != 2:
             raise ValueError(f"img_size is {self.img_size!r}; it must be one whole number or (height, width)")
         for side in self.image_shape:
             self._check_side(side)
@@ -132,8 +130,11 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M D"]:
         """Embed the patches. Raises ValueError or TypeError if the image does not fit the configuration."""
         self._check(image)
-        # Contiguous channel-last here, so that no later layer meets a transposed sequence.
-        return self.proj(image).flatten(2).transpose(1, 2).contiguous()
+        P, stride = self.config.patch_size, self.config.patch_stride
+        patches = image.unfold(2, P, stride).unfold(3, P, stride)  # (B, C, rows, columns, P, P), a view
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)  # (B, M, C P P)
+        # The same as self.proj(image), but channel-last at once, and quicker on a CPU, above all backward.
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
     def _check(self, image: Tensor) -> None:
         expected = (self.config.in_chans, *self.config.image_shape)
@@ -238,8 +239,8 @@ class Backbone(nn.Module):
         """Adapt the model, in place, to images of height x width pixels; returns it.
 
         The patches' position embeddings are interpolated bicubically on their grid; those of the class tokens are taken
-        out first and put back at their new places. At the present size nothing changes. Raises ValueError for a size
-        that the patches do not tile.
+        out first and put back at their new places. At the present size nothing changes. `pos_embed` becomes a new
+        parameter, so build the optimizer afterwards. Raises ValueError for a size that the patches do not tile.
         """
         old = self.config
         new = replace(old, img_size=height if height == width else (height, width))

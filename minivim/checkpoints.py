@@ -64,8 +64,13 @@ def load(path: str | Path) -> Backbone:
     tensors, header = read_file(path)
     if header is None:
         raise ValueError(f"path is {str(path)!r}; it must be a file written by minivim (official ones: load_official)")
-    model_class, config_class = CLASSES[header["model"]]
-    return _fill(model_class(config_class(**header["config"])), tensors, str(path))
+    try:
+        model_class, config_class = CLASSES[header["model"]]
+        values = {key: tuple(x) if isinstance(x, list) else x for key, x in header["config"].items()}  # as before JSON
+        config = config_class(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"path is {str(path)!r}; it must be a file of this version of minivim ({error})") from error
+    return _fill(model_class(config), tensors, str(path))
 
 
 def load_extra(path: str | Path) -> dict:
@@ -116,7 +121,8 @@ def check_state_dict(content: object, source: str) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{source} holds a {type(content).__name__}; it must be a state dict of named tensors")
+        what = f"{type(content).__name__} without entries" if content == {} else type(content).__name__
+        raise ValueError(f"{source} holds a {what}; it must be a state dict of named tensors")
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{source} holds a {type(value).__name__} under {name!r}; each value must be a tensor")
@@ -142,6 +148,8 @@ def official_name(name: str) -> str:
 
 def to_official(model: VisionMamba) -> dict[str, Tensor]:
     """The model's weights under the official names and in the official shapes."""
+    if not isinstance(model, VisionMamba):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a VisionMamba, as the official names are Vim's")
     state = {}
     for name, tensor in model.state_dict().items():
         if name == "cls_token" and tensor.shape[1] == 2:
@@ -163,6 +171,8 @@ def load_official(path_or_state_dict: str | Path | Mapping, **overrides) -> Visi
     """
     if isinstance(path_or_state_dict, Mapping):
         state, source = check_state_dict(path_or_state_dict, "path_or_state_dict"), "path_or_state_dict"
+    elif not isinstance(path_or_state_dict, str | Path):
+        raise TypeError(f"path_or_state_dict is {path_or_state_dict!r}; it must be a path or a state dict")
     else:
         source = str(path_or_state_dict)
         state, header = read_file(path_or_state_dict)
@@ -264,4 +274,8 @@ def _compare(expected: Mapping[str, torch.Size], state: Mapping[str, Tensor], so
     }
     found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if found:
-        raise ValueError(f"{source} does not fit the model; its names and shapes must be the same: {'; '.join(found)}")
+        resized = any(text.startswith("pos_embed") for text in problems["of another shape"])
+        hint = " (another image size: load at the old one, then resize_to(height, width))" if resized else ""
+        raise ValueError(
+            f"{source} does not fit the model; its names and shapes must be the same: {'; '.join(found)}{hint}"
+        )

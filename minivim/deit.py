@@ -36,6 +36,8 @@ class DeiTConfig(BackboneConfig):
         super().__post_init__()
         check_whole("num_heads", self.num_heads)
         check_whole("mlp_ratio", self.mlp_ratio)
+        if not isinstance(self.fused_attention, bool):
+            raise ValueError(f"fused_attention is {self.fused_attention!r}; it must be True or False")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads is {self.num_heads}; it must divide embed_dim {self.embed_dim}")
 

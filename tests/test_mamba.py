@@ -1,0 +1,86 @@
+"""The one-directional Mamba block: causality, step == forward, the recurrence written out, initialization."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minivim import MambaBlock
+
+
+def by_hand(block: MambaBlock, x: torch.Tensor) -> torch.Tensor:
+    """The block for one sequence (L, D), token by token and channel by channel, from the equations."""
+    ssm = block.ssm
+    E, K = ssm.conv_weight.shape
+    N = ssm.A_log.shape[1]
+    R = ssm.dt_proj.weight.shape[1]
+    projected = x @ block.in_proj.weight.T
+    inputs, gates = projected[:, :E], projected[:, E:]
+    h = torch.zeros(E, N, dtype=x.dtype)
+    rows = []
+    for t in range(len(x)):
+        u = ssm.conv_bias.clone()
+        for k in range(K):
+            if t - k >= 0:
+                u = u + ssm.conv_weight[:, K - 1 - k] * inputs[t - k]
+        u = u * torch.sigmoid(u)
+        selected = ssm.x_proj.weight @ u
+        dt, B, C = selected[:R], selected[R : R + N], selected[R + N :]
+        delta = torch.log1p(torch.exp(ssm.dt_proj.weight @ dt + ssm.dt_proj.bias))
+        h = torch.exp(delta[:, None] * -torch.exp(ssm.A_log)) * h + torch.outer(delta * u, B)
+        y = (h @ C + ssm.D * u) * gates[t] * torch.sigmoid(gates[t])
+        rows.append(block.out_proj.weight @ y)
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def block() -> MambaBlock:
+    return MambaBlock(12, state_dim=5, conv_kernel=3, dt_rank=2).double()
+
+
+def test_equals_the_equations_written_out(block):
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), torch.stack([by_hand(block, row) for row in x]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("conv_kernel", [1, 4])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_step_equals_forward(conv_kernel, length):
+    block = MambaBlock(8, conv_kernel=conv_kernel)
+    x = torch.randn(3, length, 8)
+    state = block.initial_state(3)
+    assert state.conv.shape == (3, conv_kernel - 1, 16) and state.ssm.shape == (3, 16, 16)
+    outputs = []
+    with torch.no_grad():
+        for token in x.unbind(1):
+            output, state = block.step(token, state)
+            outputs.append(output)
+        torch.testing.assert_close(torch.stack(outputs, dim=1), block(x), rtol=1e-5, atol=1e-6)
+
+
+def test_is_causal_and_remembers(block):
+    x = torch.randn(1, 9, 12, dtype=torch.float64, requires_grad=True)
+    block(x)[0, 5].sum().backward()
+    reached = x.grad[0].abs().sum(-1) > 0
+    assert reached.tolist() == [True] * 6 + [False] * 3
+
+
+def test_initialization_ranges():
+    block = MambaBlock(64)
+    ssm = block.ssm
+    delta = F.softplus(ssm.dt_proj.bias.double())
+    assert delta.min() >= 0.001 * (1 - 1e-5) and delta.max() <= 0.1 * (1 + 1e-5)
+    assert 0.2 < (delta < 0.01).double().mean() < 0.8  # log-uniform: half of them below the geometric middle
+    torch.testing.assert_close(-torch.exp(ssm.A_log), -torch.arange(1.0, 17.0).expand(128, 16))
+    assert ssm.dt_proj.weight.shape == (128, math.ceil(64 / 16))
+    assert 0.4 < ssm.dt_proj.weight.abs().max() <= 4**-0.5
+    assert (ssm.D == 1).all()
+
+
+def test_gradients_are_finite_and_reach_every_parameter():
+    block = MambaBlock(8)
+    block(torch.randn(2, 5, 8)).square().sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
