@@ -62,11 +62,8 @@ class BackboneConfig:
         check_whole("img_size", side)
         patch, stride = self.patch_size, self.patch_stride
         if side < patch or (side - patch) % stride:
-            rule = (
-                f"a multiple of patch_size {patch}"
-                if stride == patch
-                else (f"patch_size {patch} plus a multiple of stride {stride}")
-            )
+            rule = f"patch_size {patch} plus a multiple of stride {stride}"
+            rule = f"a multiple of patch_size {patch}" if stride == patch else rule
             raise ValueError(f"img_size is {self.img_size!r}; each side must be {rule}")
 
     @property

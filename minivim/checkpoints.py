@@ -5,6 +5,7 @@ import math
 import os
 import re
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,7 @@ OFFICIAL_SSM = {
 # ---------------------------------------------------------------- our own files
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -97,7 +98,9 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict | None]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # The official script stores its command line, an argparse.Namespace, beside the weights.
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types, none of which says which file
         raise ValueError(
             f"path is {str(path)!r}; it must be a checkpoint that torch.load(weights_only=True) reads "

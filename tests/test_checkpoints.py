@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,8 @@ def test_create_model_takes_our_and_official_checkpoints(tmp_path):
 def test_official_weights_come_and_go_bit_for_bit(name, tmp_path):
     weights = official_weights(name)
     assert_same_weights(to_official(load_official(weights)), weights)
-    torch.save({"model": weights, "epoch": 3}, tmp_path / "a.pth")
+    official = {"model": weights, "epoch": 3, "args": Namespace(lr=0.1, output_dir="out"), "scaler": {"scale": 2.0}}
+    torch.save(official, tmp_path / "a.pth")
     torch.save(weights, tmp_path / "b.pth")
     save_file(weights, tmp_path / "c.safetensors")
     for file in ("a.pth", "b.pth", "c.safetensors"):
