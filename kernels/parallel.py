@@ -1,0 +1,67 @@
+"""Run one compiled function on several threads: on PyTorch's own OpenMP threads where they can be found.
+
+Two thread pools on the same cores wait for each other, so the kernels join the pool that PyTorch's matrix products
+already use. Without one (macOS, Windows) Python threads do the same work; the compiled code holds no lock.
+"""
+
+import ctypes
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+forked = False
+
+
+def in_child():
+    """A forked child has none of its parent's threads: waiting for them would hang it, so it works alone."""
+    global forked
+    forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=in_child)
+
+
+@cache
+def openmp():
+    """GOMP_parallel of the OpenMP library that is already loaded, or None."""
+    maps = Path("/proc/self/maps")
+    names = re.findall(r"(/\S*lib(?:gomp|iomp5|omp)\b\S*)", maps.read_text()) if maps.exists() else []
+    # PyTorch's own copy first: others may have been loaded by other packages.
+    for name in sorted(set(names), key=lambda name: "torch" not in name):
+        library = ctypes.CDLL(name)
+        if hasattr(library, "GOMP_parallel"):
+            function = library.GOMP_parallel
+            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+            function.restype = None
+            return function
+    return None
+
+
+@cache
+def python_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="minivim")
+
+
+def launch(address: int, arguments: np.ndarray, threads: int) -> None:
+    """Call the function at `address` with a pointer to `arguments` (int64), on `threads` threads at once; wait for all.
+
+    The function itself hands out the work: arguments[0] is the counter from which each thread takes its next task.
+    """
+    data = arguments.ctypes.data
+    threads = 1 if forked else min(threads, torch.get_num_threads())
+    if threads == 1:
+        Kernel(address)(data)
+    elif (parallel := openmp()) is not None:
+        parallel(address, data, threads, 0)
+    else:
+        others = [python_threads().submit(Kernel(address), data) for _ in range(threads - 1)]
+        Kernel(address)(data)
+        for other in others:
+            other.result()
