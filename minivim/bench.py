@@ -87,7 +87,8 @@ class ScanBench:
     out: Path = Path("bench_scan")
     """OUT.json and OUT.png are written."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError, naming the field, for a value that cannot be."""
         check_run(self.device, self.threads, self.rounds, self.out)
         check_choice("dtype", self.dtype, tuple(DTYPES))
         check_whole("state", self.state)
@@ -275,8 +276,9 @@ def collect(title: str, config, contests: Sequence[tuple[list[Row], measure.Roun
 def bench_scan(config: ScanBench) -> Report:
     """Check, time and weigh every contestant at every shape.
 
-    Raises ValueError if a contestant does not compute the reference's function.
+    Raises ValueError for a configuration that cannot be, and if a contestant does not compute the reference's function.
     """
+    config.check()
     if config.threads:
         torch.set_num_threads(config.threads)
     contests = []

@@ -48,7 +48,8 @@ class ModelBench:
     out: Path = Path("bench_model")
     """OUT.json and OUT.png are written."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError, naming the field, for a value that cannot be."""
         check_run(self.device, self.threads, self.rounds, self.out)
         check_whole("batch", self.batch)
         for name in self.model:
@@ -172,8 +173,9 @@ def model_memory(case: ModelCase) -> int | None:
 def bench_model(config: ModelBench) -> Report:
     """Check, time and weigh every model at every image size.
 
-    Raises ValueError if a variant does not compute what its reference does.
+    Raises ValueError for a configuration that cannot be, and if a variant differs from its reference.
     """
+    config.check()
     if config.threads:
         torch.set_num_threads(config.threads)
     contests = []

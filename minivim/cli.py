@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -34,10 +35,11 @@ def parse(target: Callable, arguments: Sequence[str], command: str):
 
 def one_sentence(box: str) -> str:
     """tyro's framed complaint as one line: what was wrong, and how the flag is written."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line) for line in box.splitlines()[1:]]
-    text = " ".join(" ".join(lines).split())
-    text = re.sub(r" ?For full helptext.*", "", text)
+    plain = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|-{3,}", " ", box.partition("\n")[2])  # colours, frame, title
+    text = " ".join(plain.split())
+    text = re.sub(r" ?For full helptext.*", "", text).replace("{None}|", "")
     text = re.sub(r"Argument helptext: (\S+ \S+).*", r"(it must be given as \1)", text)
+    text = re.sub(r" Got errors:.*?(?=\(it must|$)", " ", text)
     return re.sub(r"^Error parsing (?=-)|^Error parsing \S+: ", "", text)
 
 
@@ -45,7 +47,7 @@ def spell_out_switches(configuration: type, arguments: Sequence[str]) -> list[st
     """`--resume` and `--no-resume` as the `--resume True` and `--resume False` that an optional boolean wants."""
     switches = {f"--{field.name}" for field in fields(configuration) if field.type == (bool | None)}
     spelled = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in pairwise([*arguments, ""]):
         positive = argument.replace("--no-", "--", 1)
         if positive not in switches:
             spelled.append(argument)

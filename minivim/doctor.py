@@ -18,6 +18,7 @@ OPTIONAL = {
     "matplotlib": ("train", "pictures"),
     "pillow": ("train", "image files"),
 }
+SELF_TEST = (2, 32, 33, 16)  # B, E, L, N
 BACKENDS = {
     "cpu": ("numba", "chunked", "reference"),
     "cuda": ("triton", "chunked", "reference"),
@@ -35,7 +36,7 @@ def why_not(backend: str, device: str) -> str:
 
 def self_test(backend: str, device: str) -> str:
     """Run one small scan with gradients through a backend and compare it with the reference in float64."""
-    case = ScanCase(2, 32, 33, 16, "float32", device)
+    case = ScanCase(*SELF_TEST, "float32", device)
     start = time.perf_counter()
     try:
         error = error_against(reference_outputs(case.inputs()), backend, channel_first=False, case=case)
