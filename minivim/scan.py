@@ -4,18 +4,21 @@
     y[t] = C[t] . h[t] + D * u[t]              out[t] = y[t] * silu(z[t])
 
 Eq. 2 of Mamba (arXiv 2312.00752) with the discretization that its code and Vim's use: A by ZOH, B by Euler.
-The reference is written to be read, not to be fast.
+The reference is written to be read, not to be fast; every other backend computes the same function and gradients.
 """
+
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from minivim.chunked import chunked_scan, compute_dtype
 
-def compute_dtype(u: Tensor) -> torch.dtype:
-    """The dtype of the state: float64 for float64 input, else float32, whatever the input's precision."""
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
+# What each backend needs: device type, module, extra that installs it.
+BACKENDS = {"numba": ("cpu", "numba", "numba"), "chunked": (None, None, None), "reference": (None, None, None)}
 
 
 def scan_reference(
@@ -31,19 +34,15 @@ def scan_reference(
     initial_state: Float[Tensor, "B E N"] | None = None,
     reverse: bool = False,
 ) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B E N"]]:
-    """The scan as a loop over t; autograd differentiates it. Returns (out, last state). Mamba, Algorithm 2."""
-    dtype = compute_dtype(u)
-    out_dtype = u.dtype
+    """The scan as a loop over t, differentiated by autograd: (out in u's dtype, last state). Mamba, Algorithm 2."""
+    dtype, out_dtype = compute_dtype(u), u.dtype
     u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)
     if delta_softplus:
         delta = F.softplus(delta)
-    if initial_state is None:
-        h = u.new_zeros(u.shape[0], *A.shape)
-    else:
-        h = initial_state.to(dtype)
-    # unbind, because indexing u[:, t] makes autograd build a full zero tensor at every step.
+    h = u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state.to(dtype)
+    # unbind, because the gradient of u[:, t] is a full tensor of zeros at every step.
     steps = list(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True))
     y = []
     for u_t, delta_t, B_t, C_t in reversed(steps) if reverse else steps:
@@ -59,15 +58,108 @@ def scan_reference(
     return out.to(out_dtype), h
 
 
+@cache
+def missing(backend: str) -> str | None:
+    """Why `backend` cannot run on this machine and what to do, or None if it can."""
+    _, module, extra = BACKENDS[backend]
+    if module is None or find_spec(module) is not None:
+        return None
+    return f"{module} is not installed; install it with: pip install 'minivim[{extra}]'"
+
+
+@cache
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The backends that can run on `device`, best first."""
-    return ("reference",)
+    """The names of the backends that can run on `device`, best first."""
+    kind = torch.device(device).type
+    return tuple(name for name, (only, *_) in BACKENDS.items() if only in (None, kind) and missing(name) is None)
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """The backend that will run: the best for "auto". ValueError if it is unknown or cannot run, with the reason."""
+    available = available_backends(device)
+    if backend == "auto":
+        return available[0]
+    if backend in available:
+        return backend
+    names = ", ".join(map(repr, ("auto", *BACKENDS)))
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {names}")
+    reason = missing(backend) or f"it runs on {BACKENDS[backend][0]} only"
+    raise ValueError(f"backend is {backend!r}, which cannot run on device {device}: {reason}")
+
+
+def check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+    """TypeError or ValueError for anything but floating tensors of the shapes in `selective_scan`, on one device."""
+    for name, x in (("u", u), ("A", A)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+    if u.ndim != 3:
+        raise ValueError(f"u has shape {tuple(u.shape)}; it must be (B, L, E)")
+    if A.ndim != 2:
+        raise ValueError(f"A has shape {tuple(A.shape)}; it must be (E, N)")
+    (batch, L, E), N = u.shape, A.shape[1]
+    if 0 in (batch, L, E, N):
+        raise ValueError(f"u has shape {(batch, L, E)} and A {tuple(A.shape)}; no size of (B, L, E) and (E, N) may be 0")
+    tokens, states = ("(B, L, E)", (batch, L, E)), ("(B, L, N)", (batch, L, N))
+    channels = ("(E,)", (E,))
+    for name, x, (letters, shape), optional in (
+        ("u", u, tokens, False),
+        ("delta", delta, tokens, False),
+        ("A", A, ("(E, N)", (E, N)), False),
+        ("B", B, states, False),
+        ("C", C, states, False),
+        ("D", D, channels, True),
+        ("z", z, tokens, True),
+        ("delta_bias", delta_bias, channels, True),
+        ("initial_state", initial_state, ("(B, E, N)", (batch, E, N)), True),
+    ):
+        if x is None and optional:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {letters} = {shape}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be a real floating-point type")
+        if x.device != u.device:
+            raise ValueError(f"{name} is on device {x.device}; it must be on {u.device}, as u is")
 
 
 def selective_scan(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, *,
-    initial_state=None, return_last_state=False, reverse=False, backend="auto",
-):
-    """Interim: validation and the fast backends follow."""
-    out, last = scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse)
-    return (out, last.float() if last.dtype != torch.float64 else last) if return_last_state else out
+    u: Float[Tensor, "B L E"],
+    delta: Float[Tensor, "B L E"],
+    A: Float[Tensor, "E N"],
+    B: Float[Tensor, "B L N"],
+    C: Float[Tensor, "B L N"],
+    D: Float[Tensor, " E"] | None = None,
+    z: Float[Tensor, "B L E"] | None = None,
+    delta_bias: Float[Tensor, " E"] | None = None,
+    delta_softplus: bool = False,
+    *,
+    initial_state: Float[Tensor, "B E N"] | None = None,
+    return_last_state: bool = False,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Float[Tensor, "B L E"] | tuple[Float[Tensor, "B L E"], Float[Tensor, "B E N"]]:
+    """The selective scan of Mamba (arXiv 2312.00752, Eq. 2 and Algorithm 2), with skip D and gate silu(z).
+
+    u            (B, L, E)  input; any real floating dtype, the state is float32 (float64 for float64)
+    delta        (B, L, E)  step size in tokens: after adding delta_bias (E,) and, if delta_softplus, softplus
+    A            (E, N)     diagonal state matrix, negative for a memory that fades
+    B, C         (B, L, N)  input and output maps, chosen by each token
+    D, z         (E,), (B, L, E)  skip and gate, each may be None
+    initial_state  (B, E, N)  the state before the first step, zero by default
+    reverse      walk from L - 1 down to 0; nothing is flipped in memory
+    backend      "auto" (the first of `available_backends`), "numba", "chunked" or "reference"
+
+    Returns out (B, L, E) in u's dtype; with return_last_state also the last state (B, E, N), float32 (float64).
+    Raises TypeError or ValueError, which name the argument, what it was and what it must be.
+    """
+    check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    chosen = choose_backend(backend, u.device)
+    if chosen == "numba":
+        from minivim.kernels.scan_cpu import selective_scan as scan
+    else:
+        scan = chunked_scan if chosen == "chunked" else scan_reference
+    out, last_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse)
+    return (out, last_state) if return_last_state else out
