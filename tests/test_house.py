@@ -35,15 +35,16 @@ TEXTS = [
 # From the cellar to the roof; a room imports only from the floors below its own.
 FLOORS = [
     {"kernels", "extras"},
-    {"scan", "discretize", "conv", "measure", "shapes", "images"},
+    {"scan", "discretize", "conv", "measure", "processes", "shapes", "images"},
     {"mamba", "lti", "hippo", "compat", "backbone"},
     {"vim", "deit", "s4"},
-    {"checkpoints", "data", "augment", "introspect", "viz"},
-    {"models"},
+    {"checkpoints", "data", "augment", "recipes", "introspect", "viz"},
+    {"models", "inference"},
+    {"__init__"},  # what `import minivim` loads: never the training loop, the measurements or the command line
     {"train", "bench", "exercises"},
     {"doctor"},
     {"cli"},
-    {"__init__", "__main__"},
+    {"__main__"},
 ]
 CORE = {"torch", "numpy", "einops", "jaxtyping"}
 KERNEL_LIBRARIES = {"torch", "triton", "numba", "llvmlite", "numpy"}  # numba is written in terms of llvmlite
@@ -87,7 +88,7 @@ def imports(source: str) -> set[str]:
 
 
 def rooms_used(source: str) -> set[str]:
-    """The rooms of the package that `source` imports from; what minivim itself exports counts as its roof."""
+    """The rooms of the package that `source` imports from; what minivim itself exports counts as __init__."""
     used = {(dotted.split(".") + [""])[1] for dotted in imports(source) if dotted.split(".")[0] == "minivim"}
     modules = {path.stem for path in PACKAGE} | set().union(*FLOORS)
     return {room_of_module(each) if each in modules else "__init__" for each in used}
@@ -114,6 +115,8 @@ def declared(extra: str | None) -> set[str]:
 
 @cache
 def distributions_of(module: str) -> set[str]:
+    if module == "torch.utils.tensorboard":  # a part of torch that works only beside tensorboard
+        return {"tensorboard"}
     return {canonicalize_name(each) for each in packages_distributions().get(module.partition(".")[0], [module])}
 
 
