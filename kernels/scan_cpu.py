@@ -3,36 +3,18 @@
 `scan` runs one direction, `scan_pair` a forward and a backward one that share the gate z, and averages them.
 """
 
-from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import cfunc, int64, void
 from torch import Tensor
 
-from minivim.kernels import scan_numba
-from minivim.kernels.lanes import LANES, LOG2E
-from minivim.kernels.parallel import launch
-from minivim.kernels.scan_numba import CHUNK
+from minivim.kernels import host, scan_numba
+from minivim.kernels.host import compute_dtype, partition, pointer, rows, walk
+from minivim.kernels.lanes import LOG2E
+from minivim.kernels.scan_numba import CHUNK, RECORD
 
-SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums of dA
-GROUP = 6 * LANES  # channels that share their partial sums of dB and dC
-SMALL = 2**15  # states below which waking a second thread costs more than it brings
 MAX_STATES = 64  # the backward pass keeps its sums on the stack
-
-
-@cache
-def address(name: str, dtype: torch.dtype) -> int:
-    """The machine code of a kernel: compiled at its first use, afterwards read from numba's cache on disk."""
-    entry = getattr(scan_numba, f"{name}_{str(dtype).removeprefix('torch.')}")
-    compiled = cfunc(void(int64), cache=True)(entry)
-    compiled_kernels.append(compiled)
-    return compiled.address
-
-
-compiled_kernels = []  # keeps the machine code alive
 
 
 class Direction(NamedTuple):
@@ -49,12 +31,6 @@ class Direction(NamedTuple):
     reverse: bool
 
 
-def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in `dtype` with neighbouring channels side by side in memory; a copy only where it must be."""
-    x = x.to(dtype)
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
     """States are taken four at a time; the missing ones are zero."""
     missing = -x.shape[-1] % 4
@@ -69,18 +45,6 @@ def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction
     )
 
 
-def walk(x: Tensor | None, reverse: bool) -> tuple[int, int, int]:
-    """Address of the first step, and the strides from one row of the batch and from one step to the next."""
-    if x is None:
-        return 0, 0, 0
-    start, batch, time = x.data_ptr(), x.stride(0), x.stride(1)
-    return (start + (x.shape[1] - 1) * time * x.element_size(), batch, -time) if reverse else (start, batch, time)
-
-
-def pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def forward_record(part: Direction, z, out, state, index: int, share: int) -> list[int]:
     """The fields of `scan_numba` that both passes read; state (B, 1 or chunks + 1, N, E)."""
     back = part.reverse
@@ -91,15 +55,11 @@ def forward_record(part: Direction, z, out, state, index: int, share: int) -> li
 
 
 def run(name: str, parts: list[Direction], records: list[list[int]]) -> None:
-    """Hand all tasks to the threads: a slab of the batch times a group of channels each."""
-    batch, L, E = parts[0].u.shape
-    N = parts[0].A.shape[0]
-    slabs, groups = min(batch, SLABS), -(-E // GROUP)
-    header = [0, slabs * groups, slabs, groups, batch, L, E, N, len(parts)]
-    padded = [record + [0] * (scan_numba.RECORD - len(record)) for record in records]
-    arguments = np.array(header + sum(padded, []), dtype=np.int64)
-    threads = 1 if batch * L * E * N * len(parts) < SMALL else slabs * groups
-    launch(address(name, parts[0].u.dtype), arguments, threads)
+    """One launch for all directions."""
+    (batch, L, E), N = parts[0].u.shape, parts[0].A.shape[0]
+    fields = [field for record in records for field in record + [0] * (RECORD - len(record))]
+    sizes = [batch, L, E, N, len(parts)]
+    host.run(scan_numba, name, parts[0].u.dtype, sizes, fields, batch * L * E * N * len(parts))
 
 
 def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> tuple[Tensor, Tensor]:
@@ -123,7 +83,7 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
     u = parts[0].u
     batch, L, E = u.shape
     N = parts[0].A.shape[0]
-    slabs, groups = min(batch, SLABS), -(-E // GROUP)
+    slabs, groups = partition(batch, E)
     z, dout = None if z is None else rows(z, u.dtype), rows(dout, u.dtype)
     dz = None if z is None else torch.empty(batch, L, E, dtype=u.dtype)
     records, buffers = [], []
@@ -150,10 +110,6 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
         for du, ddelta, dA, dB, dC, dD, dbias, dh in buffers
     ]
     return reduced, dz
-
-
-def compute_dtype(u: Tensor) -> torch.dtype:
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
 def slots(L: int, save: bool) -> int:

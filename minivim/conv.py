@@ -4,6 +4,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from minivim.scan import choose_backend
+
+
+def conv_reference(
+    x: Float[Tensor, "B L E"], weight: Float[Tensor, "E K"], bias: Float[Tensor, " E"], reverse: bool = False
+) -> Float[Tensor, "B L E"]:
+    """The convolution through F.conv1d, which wants time last: two transposes and, in reverse, two flips."""
+    y = x.transpose(1, 2)
+    y = F.pad(y.flip(-1) if reverse else y, (weight.shape[1] - 1, 0))
+    y = F.conv1d(y, weight[:, None, :], bias, groups=x.shape[2])
+    return F.silu((y.flip(-1) if reverse else y).transpose(1, 2))
+
 
 def causal_conv_silu(
     x: Float[Tensor, "B L E"],
@@ -13,10 +25,16 @@ def causal_conv_silu(
     reverse: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "B L E"]:
-    """silu(bias + sum_k weight[:, k] * x[t - (K-1) + k]), zeros outside; reverse=True looks ahead instead of back."""
-    K = weight.shape[1]
-    y = x.transpose(1, 2)
-    y = y.flip(-1) if reverse else y
-    y = F.conv1d(F.pad(y, (K - 1, 0)), weight[:, None, :], bias, groups=x.shape[2])
-    y = y.flip(-1) if reverse else y
-    return F.silu(y.transpose(1, 2))
+    """silu(bias + sum_k weight[:, k] x[t - (K - 1) + k]), zero outside; reverse=True looks ahead instead of back.
+
+    x (B, L, E), weight (E, K), bias (E,) -> (B, L, E) in x's dtype. Mamba (arXiv 2312.00752), section 3.4.
+    Raises ValueError for a wrong shape or a backend that cannot run.
+    """
+    if x.ndim != 3 or weight.ndim != 2 or weight.shape[0] != x.shape[2] or bias.shape != weight.shape[:1]:
+        shapes = f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
+        raise ValueError(f"{shapes}; they must be (B, L, E), (E, K) and (E,)")
+    if choose_backend(backend, x.device) == "numba":
+        from minivim.kernels.conv_cpu import conv
+
+        return conv(x, weight, bias, reverse)
+    return conv_reference(x, weight, bias, reverse)
