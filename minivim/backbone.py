@@ -200,7 +200,7 @@ class Backbone(nn.Module):
         """Patches, with the class tokens put in and the position embedding added to all."""
         x = self.patch_embed(image)
         if self.cls_token is not None:
-            x = insert_tokens(x, self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), self.config.cls_positions)
+            x = insert_tokens(x, self.cls_token.expand(x.shape[0], -1, -1), self.config.cls_positions)
         return x + self.pos_embed
 
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, check_choice, check_whole
 from minivim.mamba import SelectiveSSM
-from minivim.scan import available_backends
+from minivim.scan import choose_backend
 
 __all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
 
@@ -128,12 +128,11 @@ class VisionMamba(Backbone):
         return self.norm(residual.to(self.norm.weight.dtype))
 
     def set_backend(self, name: str) -> "VisionMamba":
-        """Choose the scan's backend in all blocks: "auto" or one of `available_backends(device)`. Returns the model."""
-        device = self.pos_embed.device
-        available = available_backends(device)
-        if name != "auto" and name not in available:
-            choices = ", ".join(map(repr, ("auto", *available)))
-            raise ValueError(f"backend is {name!r}; on {device} it must be one of {choices}")
+        """Choose the scan's backend in all blocks: "auto" or one of `available_backends(device)`. Returns the model.
+
+        Raises ValueError for an unknown name, and for a backend that cannot run on the model's device, with the reason.
+        """
+        choose_backend(name, self.pos_embed.device)  # raises if it is unknown or cannot run here
         for block in self.blocks:
             block.mixer.backend = name
         return self

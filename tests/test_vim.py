@@ -330,7 +330,8 @@ def test_bf16_autocast_keeps_residual_and_parameters_float32():
         block.register_forward_hook(lambda _module, _inputs, outputs: seen.append([x.dtype for x in outputs]))
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(image)
-    assert seen == [[torch.bfloat16, torch.float32]] * 2
+        model.blocks[0](torch.randn(2, 4, 16, dtype=torch.bfloat16))  # a block by itself, on bf16 tokens
+    assert seen == [[torch.bfloat16, torch.float32]] * 3
     torch.testing.assert_close(logits.float(), model(image), rtol=0.05, atol=0.05)
     logits.float().square().sum().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
@@ -501,7 +502,7 @@ def test_other_bad_arguments_are_refused():
     model = small()
     with pytest.raises(ValueError, match=r"img_size is \(16, 18\); each side must be a multiple of patch_size 4"):
         model.resize_to(16, 18)
-    with pytest.raises(ValueError, match="backend is 'cuda'; on cpu it must be one of 'auto', .*'reference'"):
+    with pytest.raises(ValueError, match="backend is 'cuda'; it must be one of 'auto', .*'reference'"):
         model.set_backend("cuda")
     with pytest.raises(ValueError, match="num_classes is -2; it must be a whole number of at least 0"):
         model.reset_classifier(-2)
