@@ -219,10 +219,14 @@ def scan_gradient(ctx, dout, dlast, _):
 scan.register_autograd(scan_gradient, setup_context=save_inputs)
 
 
-def selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse) -> tuple[Tensor, Tensor]:
-    """(out, last state); states are saved only if a gradient may be asked for."""
+def check_states(A: Tensor) -> None:
     if A.shape[1] > MAX_STATES:
         raise ValueError(f"A has {A.shape[1]} states; backend 'numba' takes at most {MAX_STATES}: use 'chunked'")
+
+
+def selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse) -> tuple[Tensor, Tensor]:
+    """(out, last state); states are saved only if a gradient may be asked for."""
+    check_states(A)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     out, last_state, _ = scan(*tensors, delta_softplus, reverse, save)

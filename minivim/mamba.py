@@ -63,23 +63,17 @@ class SelectiveSSM(nn.Module):
         """Depthwise causal convolution and SiLU: the input u of the scan."""
         return causal_conv_silu(x, self.conv_weight, self.conv_bias, reverse=self.reverse, backend=backend)
 
+    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor, ...]:
+        """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`."""
+        dt, B, C = self.x_proj(u).split(self.split, dim=-1)  # views: the kernels take strided B and C
+        delta = F.linear(dt, self.dt_proj.weight)  # the bias goes into the scan, which adds it in float32
+        A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+        return u, delta, A, B, C, self.D, self.dt_proj.bias
+
     def scan(self, u: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str = "auto", **state):
         """Selection, recurrence and gate; `state`: initial_state and return_last_state of `selective_scan`."""
-        dt, B, C = self.x_proj(u).split(self.split, dim=-1)  # views: the kernels take strided B and C
-        return selective_scan(
-            u,
-            F.linear(dt, self.dt_proj.weight),  # the bias goes into the scan, which adds it in float32
-            -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32))),
-            B,
-            C,
-            self.D,
-            z,
-            self.dt_proj.bias,
-            delta_softplus=True,
-            reverse=self.reverse,
-            backend=backend,
-            **state,
-        )
+        *tensors, delta_bias = self.select(u)
+        return selective_scan(*tensors, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
 
     def forward(
         self, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str = "auto"

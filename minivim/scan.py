@@ -163,3 +163,25 @@ def selective_scan(
         scan = chunked_scan if chosen == "chunked" else scan_reference
     out, last_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse)
     return (out, last_state) if return_last_state else out
+
+
+def bidirectional_scan(
+    ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: Float[Tensor, "B L E"], *, backend: str = "auto"
+) -> Float[Tensor, "B L E"]:
+    """The two directions of a Vim block, averaged and gated: (y_ahead + y_back) / 2 * silu(z). Vim, Algorithm 1.
+
+    ahead, back  the first seven arguments of `selective_scan` but z: u, delta, A, B, C, D, delta_bias, each with its
+                 own u; delta before softplus. `back` walks from L - 1 down to 0.
+    Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
+    """
+    for u, delta, A, B, C, D, delta_bias in (ahead, back):
+        check(u, delta, A, B, C, D, z, delta_bias, None)
+    if choose_backend(backend, z.device) == "numba":
+        from minivim.kernels.scan_pair import bidirectional_scan as scan
+
+        return scan(ahead, back, z)
+    y = [
+        selective_scan(*tensors[:6], z, tensors[6], True, reverse=reverse, backend=backend)
+        for tensors, reverse in ((ahead, False), (back, True))
+    ]
+    return (y[0] + y[1]) / 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, check_choice, check_whole
 from minivim.mamba import SelectiveSSM
-from minivim.scan import choose_backend
+from minivim.scan import bidirectional_scan, choose_backend
 
 __all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
 
@@ -79,8 +79,8 @@ class VimMixer(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Each token sees all others: those before it through one scan, those after it through the other."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        y = self.forward_ssm(x, z, self.backend) + self.backward_ssm(x, z, self.backend)
-        return self.out_proj(y / 2)
+        ahead, back = (ssm.select(ssm.conv(x, self.backend)) for ssm in (self.forward_ssm, self.backward_ssm))
+        return self.out_proj(bidirectional_scan(ahead, back, z, backend=self.backend))
 
 
 class VimBlock(nn.Module):
