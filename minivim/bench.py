@@ -279,16 +279,15 @@ def bench_scan(config: ScanBench) -> Report:
     Raises ValueError for a configuration that cannot be, and if a contestant does not compute the reference's function.
     """
     config.check()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    contests = []
-    for shape in config.shape or ("1,384,197",):
-        case = ScanCase(*parse_shape(shape), config.state, config.dtype, config.device)
-        expected = reference_outputs(case.inputs())
-        errors = {
-            name: None if name == YARDSTICK else error_against(expected, name, name == config.against, case)
-            for name in config.contestants()
-        }
-        for mode in ("forward", "forward + backward") if config.backward else ("forward",):
-            contests.append(time_scan(config, case, mode, errors))
-    return collect("selective scan", config, contests)
+    with measure.cpu_threads(config.threads):
+        contests = []
+        for shape in config.shape or ("1,384,197",):
+            case = ScanCase(*parse_shape(shape), config.state, config.dtype, config.device)
+            expected = reference_outputs(case.inputs())
+            errors = {
+                name: None if name == YARDSTICK else error_against(expected, name, name == config.against, case)
+                for name in config.contestants()
+            }
+            for mode in ("forward", "forward + backward") if config.backward else ("forward",):
+                contests.append(time_scan(config, case, mode, errors))
+        return collect("selective scan", config, contests)

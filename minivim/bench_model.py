@@ -12,7 +12,7 @@ from torch import Tensor
 from minivim import measure
 from minivim.backbone import Backbone, check_choice, check_whole
 from minivim.bench import check_run, collect, peak, sampler
-from minivim.bench_report import Report, summarise
+from minivim.bench_report import Report, Row, summarise
 from minivim.models import MODELS, create_model
 from minivim.scan import available_backends
 from minivim.vim import VisionMamba
@@ -170,37 +170,29 @@ def model_memory(case: ModelCase) -> int | None:
     return measure.peak_extra_bytes(model_call(case), case.device)
 
 
+def time_models(config: ModelBench, cases: list[ModelCase]) -> tuple[list[Row], measure.Rounds]:
+    """One contest: check all, time all in turns, weigh all."""
+    first, by_name = cases[0], {str(case): case for case in cases}
+    errors = {name: model_error(case) for name, case in by_name.items()}
+    image_bytes = first.images().nbytes
+    samplers = [
+        sampler(lambda case=case: model_call(case), case.device, image_bytes, graph=not case.train) for case in cases
+    ]
+    rounds = measure.interleave(samplers, config.rounds)
+    memory = {name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()}
+    with torch.device("meta"):
+        length = create_model(first.name, img_size=first.img_size).pos_embed.shape[1]
+    size = f"{first.img_size} x {first.img_size} pixels, batch {config.batch}"
+    mode = "training step" if config.train else "inference"
+    common = {"case": size, "length": length, "mode": mode, "items": config.batch}
+    return summarise(list(by_name), rounds, extra_bytes=memory, error=errors, **common), rounds
+
+
 def bench_model(config: ModelBench) -> Report:
     """Check, time and weigh every model at every image size.
 
     Raises ValueError for a configuration that cannot be, and if a variant differs from its reference.
     """
     config.check()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    contests = []
-    for cases in config.cases():
-        by_name = {str(case): case for case in cases}
-        errors = {name: model_error(case) for name, case in by_name.items()}
-        samplers = [
-            sampler(lambda case=case: model_call(case), case.device, case.images().nbytes, graph=not case.train)
-            for case in cases
-        ]
-        rounds = measure.interleave(samplers, config.rounds)
-        memory = {
-            name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()
-        }
-        with torch.device("meta"):
-            length = create_model(cases[0].name, img_size=cases[0].img_size).pos_embed.shape[1]
-        rows = summarise(
-            list(by_name),
-            rounds,
-            case=f"{cases[0].img_size} x {cases[0].img_size} pixels, batch {config.batch}",
-            length=length,
-            mode="training step" if config.train else "inference",
-            extra_bytes=memory,
-            error=errors,
-            items=config.batch,
-        )
-        contests.append((rows, rounds))
-    return collect("whole models", config, contests)
+    with measure.cpu_threads(config.threads):
+        return collect("whole models", config, [time_models(config, cases) for cases in config.cases()])

@@ -100,11 +100,21 @@ def test_doctor_says_when_a_backend_is_wrong(capsys, monkeypatch):
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
-    from minivim import measure
+    from minivim import measure, scan
 
     monkeypatch.setattr(measure, "version", lambda name: None)
-    _, out, _ = run(capsys, "doctor")
-    assert "pip install 'minivim[train]'" in out and "pip install 'minivim[numba]'" in out
+    monkeypatch.setattr(scan, "find_spec", lambda name: None)
+    for cached in (scan.missing, scan.available_backends):
+        cached.cache_clear()
+    try:
+        _, out, _ = run(capsys, "doctor")
+    finally:
+        for cached in (scan.missing, scan.available_backends):
+            cached.cache_clear()
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert "missing" in lines["tyro"] and "pip install 'minivim[train]'" in lines["tyro"]
+    assert '"auto" picks chunked' in out
+    assert "numba is not installed; install it with: pip install 'minivim[numba]'" in out
 
 
 @pytest.mark.parametrize("command", [["train"], ["eval", "x", "--data", "digits"], ["bench", "scan"]])
