@@ -35,7 +35,8 @@ TEXTS = [
 # From the cellar to the roof; a room imports only from the floors below its own.
 FLOORS = [
     {"kernels", "extras", "chunked"},
-    {"scan", "discretize", "conv", "measure", "processes", "shapes", "images"},
+    {"scan", "discretize", "measure", "processes", "shapes", "images"},
+    {"conv"},
     {"mamba", "lti", "hippo", "compat", "backbone"},
     {"vim", "deit", "s4"},
     {"checkpoints", "data", "augment", "recipes", "introspect", "viz"},
