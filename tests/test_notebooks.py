@@ -1,4 +1,4 @@
-"""The course's notebooks: fresh, executed, small, honest. What they compute is compared by `pytest --nbval notebooks/`."""
+"""The course's notebooks: fresh, executed, small, honest. `pytest --nbval notebooks/` compares what they compute."""
 
 import copy
 import json
