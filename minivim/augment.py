@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
 
-def uniform(count: int, low: float, high: float, generator: Generator) -> Float[Tensor, " B"]:
+def uniform(count: int, low: float | int, high: float | int, generator: Generator) -> Float[Tensor, " B"]:
     """`count` numbers between low and high, on the generator's device."""
     return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 

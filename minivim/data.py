@@ -25,7 +25,7 @@ from minivim.shapes import SHAPES, draw_shapes
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k"}
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first of these whose labels are known is the test set
 IN_MEMORY_BYTES = 4 * 2**30  # a larger set is decoded lazily
-PROBE_SECONDS = 3.0
+PROBE_SECONDS = 2.0  # with the imports the answer comes within 5 s, however the network drops packets
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -64,7 +64,7 @@ def load_data(source: str | os.PathLike, *, img_size: int | None = None) -> Imag
     hub cannot be reached and the set is not in its cache.
     """
     if img_size is not None and img_size < 1:
-        raise ValueError(f"img_size was {img_size}: it must be at least 1 pixel")
+        raise ValueError(f"img_size is {img_size}; it must be at least 1 pixel")
     name = os.fspath(source)
     if name == "digits":
         train, test, classes = _digits()
@@ -76,7 +76,7 @@ def load_data(source: str | os.PathLike, *, img_size: int | None = None) -> Imag
         train, test, classes = _hub_splits(name)
     else:
         known = ", ".join(["digits", "shapes", *HUB_NAMES])
-        raise FileNotFoundError(f"data was {name!r}: it must be one of {known}, OWNER/NAME on the hub, or a folder")
+        raise FileNotFoundError(f"data is {name!r}; it must be one of {known}, OWNER/NAME on the hub, or a folder")
     return _bundle(name, train, test, tuple(classes), img_size)
 
 
@@ -85,9 +85,9 @@ def _bundle(name: str, train: tuple, test: tuple, classes: tuple[str, ...], img_
     (train_items, train_labels), (test_items, test_labels) = train, test
     for split, labels in (("training", train_labels), ("test", test_labels)):
         if len(labels) == 0:
-            raise ValueError(f"data was {name!r} with no {split} images: it must have at least one")
+            raise ValueError(f"data is {name!r} with no {split} images; it must have at least one")
     if len(set(train_labels.tolist())) < 2:
-        raise ValueError(f"data was {name!r} with one class only ({classes[0]!r}): it must have at least two")
+        raise ValueError(f"data is {name!r} with one class only ({classes[0]!r}); it must have at least two")
     lazy = img_size is not None and 3 * img_size**2 * (len(train_items) + len(test_items)) > IN_MEMORY_BYTES
     if lazy:
         train_images, test_images = LazyImages(train_items, img_size), LazyImages(test_items, img_size)
@@ -176,7 +176,7 @@ def _class_folders(folder: Path) -> tuple:
         return *_split(items, labels), classes
     tests = [folder / name for name in TEST_SPLITS if (folder / name).is_dir()]
     if not tests:
-        raise ValueError(f"data was {str(folder)!r} with train/ but no test/ or val/ folder: it must have both or none")
+        raise ValueError(f"data is {str(folder)!r} with train/ but no test/ or val/ folder; it must have both or none")
     train_items, train_labels, classes = _one_tree(folder / "train")
     test_items, test_labels, test_classes = _one_tree(tests[0])
     _check_same_classes(str(folder), classes, test_classes)
@@ -189,7 +189,7 @@ def _one_tree(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
     by_class = {name: files for name, files in by_class.items() if files}
     if not by_class:
         raise ValueError(
-            f"data was {str(folder)!r}, which holds no images: it must hold parquet files or one sub-folder a class"
+            f"data is {str(folder)!r}, which holds no images; it must hold parquet files or one sub-folder a class"
         )
     labels = [label for label, files in enumerate(by_class.values()) for _ in files]
     return [path for files in by_class.values() for path in files], torch.tensor(labels), list(by_class)
@@ -198,7 +198,7 @@ def _one_tree(folder: Path) -> tuple[list[Path], Tensor, list[str]]:
 def _check_same_classes(name: str, train: Sequence[str], test: Sequence[str]) -> None:
     if list(train) != list(test):
         odd = sorted(set(train) ^ set(test)) or "in another order"
-        raise ValueError(f"data was {name!r} with other classes in its test images ({odd}): both must have the same")
+        raise ValueError(f"data is {name!r} with other classes in its test images ({odd}); both must have the same")
 
 
 def _parquet_splits(folder: Path, files: list[Path]) -> tuple:
@@ -211,14 +211,18 @@ def _parquet_splits(folder: Path, files: list[Path]) -> tuple:
     names = {split: [str(path) for path in paths] for split, paths in names.items() if paths}
     if "train" not in names:
         found = ", ".join(path.name for path in files[:3])
-        raise ValueError(f"data was {str(folder)!r} with no training files ({found}): a parquet must be named train*")
+        raise ValueError(f"data is {str(folder)!r} with no training files ({found}); a parquet must be named train*")
     for path in sum(names.values(), []):
         try:
             pq.read_schema(path)
         except Exception as error:
             raise ValueError(f"data file {path!r} could not be read as parquet: {error}") from error
     datasets = require("datasets", "train")
-    return _from_splits(str(folder), datasets.load_dataset("parquet", data_files=names))
+    # One call a split, because one call for all would give the training files' class names to every split.
+    splits = {
+        split: datasets.load_dataset("parquet", data_files=paths, split="train") for split, paths in names.items()
+    }
+    return _from_splits(str(folder), splits)
 
 
 # ---- the hub ---------------------------------------------------------------------------------------------------------
@@ -235,11 +239,11 @@ def _hub_splits(name: str) -> tuple:
     except (OSError, ValueError, RuntimeError) as error:
         if not reachable:
             raise ConnectionError(
-                f"data was {name!r}, but the hub cannot be reached and {repository} is not in its cache: "
-                "connect to the network, or give a folder or one of digits, shapes"
+                f"data is {name!r}, which is no folder here, and the hub cannot be reached nor has its cache "
+                f"{repository}; it must be a folder, digits or shapes until there is a connection"
             ) from error
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"data was {name!r}, which could not be loaded from the hub: {reason}") from error
+        raise ValueError(f"data is {name!r}, which could not be loaded from the hub: {reason}") from error
     return _from_splits(name, splits)
 
 
@@ -298,7 +302,7 @@ class _Column(Sequence):
 def _from_splits(name: str, splits) -> tuple:
     """A DatasetDict as ((items, labels), (items, labels), classes); the columns are found by their type."""
     if "train" not in splits:
-        raise ValueError(f"data was {name!r} with the splits {sorted(splits)}: it must have a split named train")
+        raise ValueError(f"data is {name!r} with the splits {sorted(splits)}; it must have a split named train")
     image, label = _columns(name, splits["train"].features)
     labels = {split: torch.as_tensor(splits[split].with_format("numpy")[label][:]).long() for split in splits}
     test = next((split for split in TEST_SPLITS if split in labels and (labels[split] >= 0).all()), None)
@@ -320,10 +324,10 @@ def _columns(name: str, features) -> tuple[str, str]:
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     integers = [key for key, feature in features.items() if "int" in str(getattr(feature, "dtype", ""))]
     labels = labels or (integers if len(integers) == 1 else [])
-    for kind, found in (("image", images), ("label", labels)):
+    for kind, found in (("an image", images), ("a label", labels)):
         if not found:
             raise ValueError(
-                f"data was {name!r} with the columns {list(features)}: one of them must be an {kind} column"
+                f"data is {name!r} with the columns {list(features)}; one of them must be {kind} column"
             )
     return images[0], labels[0]
 

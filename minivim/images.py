@@ -111,8 +111,8 @@ def decode_all(items: Sequence, img_size: int | None) -> UInt8[Tensor, "M 3 S S"
         image = read_image(items[index])
         if img_size is None and image.size != first:
             raise ValueError(
-                f"img_size was not given but the images differ in size ({first[0]}x{first[1]}, "
-                f"{image.width}x{image.height}): it must be the side to which all are resized"
+                f"img_size is None but the images differ in size ({first[0]}x{first[1]}, {image.width}x{image.height}); "
+                "it must be the side to which all are resized"
             )
         out[index] = to_tensor(fit(image, size))
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from minivim import checkpoints
 from minivim.augment import normalise
 from minivim.backbone import Backbone
 from minivim.data import ImageData, load_data
-from minivim.images import LazyImages, fit, read_image, to_tensor
+from minivim.images import fit, read_image, to_tensor
 from minivim.processes import choose_device
 from minivim.scan import available_backends
 
@@ -29,10 +29,8 @@ def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
     return available_backends(device)[0] if backend == "auto" else backend
 
 
-def fetch(
-    images: Tensor | LazyImages, batches: Sequence[Int64[Tensor, " B"]], workers: int = 0
-) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
-    """The images of each batch of indices in turn; `workers` processes decode those that are not in memory."""
+def fetch(images: Tensor | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0) -> Iterator[Tensor]:
+    """The images, uint8 (B, 3, H, W), of each batch of indices in turn; `workers` processes decode those that are not in memory."""
     if isinstance(images, Tensor):
         return (images[rows] for rows in batches)
     return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))
@@ -41,7 +39,7 @@ def fetch(
 @torch.inference_mode()
 def logits_of(
     model: nn.Module,
-    images: Tensor | LazyImages,
+    images: Tensor | Dataset,
     mean: Sequence[float],
     std: Sequence[float],
     *,

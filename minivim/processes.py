@@ -17,6 +17,11 @@ class Team:
     size: int
     device: torch.device
 
+    @property
+    def cuda_devices(self) -> list[torch.device]:
+        """This process's GPU, if it has one."""
+        return [self.device] if self.device.type == "cuda" else []
+
 
 def choose_device(name: str | None = None) -> torch.device:
     """The device of that name; None: CUDA if there is one, else the CPU. ValueError for one that is not here."""

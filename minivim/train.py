@@ -85,7 +85,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def epoch_batches(
     count: int, batch_size: int, seed: int, epoch: int, rank: int = 0, size: int = 1
 ) -> Int64[Tensor, "steps share"]:
-    """The epoch's batches of indices: all images shuffled, the remainder left out; of each batch the share of `rank`."""
+    """The epoch's batches of indices: all images shuffled, the remainder left out; of each the share of `rank`."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_from("order", seed, epoch)))
     steps, share = count // batch_size, batch_size // size
     return order[: steps * batch_size].view(steps, batch_size)[:, rank * share : (rank + 1) * share]
@@ -192,12 +192,13 @@ class Trainer:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the present epoch that are still to come."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
-        rows = epoch_batches(
-            len(self.images), self.config.batch_size, self.config.seed, epoch, self.team.rank, self.team.size
-        )[done:]
+        config, team = self.config, self.team
+        rows = epoch_batches(len(self.images), config.batch_size, config.seed, epoch, team.rank, team.size)[
+            done:
+        ].unbind()
         if isinstance(self.images, LazyImages):
             self.images.epoch = epoch
-        images = fetch(self.images, rows, self.config.workers)
+        images = fetch(self.images, rows, config.workers)
         return zip(images, (self.data.train_labels[batch] for batch in rows), strict=True)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -278,7 +279,7 @@ class Trainer:
         state = self.out / STATE_FILE
         if (self.out / CONFIG_FILE).exists() and not self.config.resume:
             raise ValueError(f"out is {str(self.out)!r}, which holds a run; it must be a new folder, or resume be set")
-        if state.exists():
+        if self.config.resume and state.exists():
             self.load_state(state)
         if self.team.size > 1:
             dist.barrier()  # nobody writes before everybody has looked
@@ -353,7 +354,7 @@ class Trainer:
 
     @cached_property
     def _writer(self):
-        tensorboard = require("torch.utils.tensorboard", "tensorboard")
+        tensorboard = require("torch.utils.tensorboard", "train")
         return tensorboard.SummaryWriter(self.out, purge_step=self.step)
 
     def _tensorboard(self, record: dict) -> None:
@@ -388,7 +389,7 @@ def train(config: TrainConfig) -> TrainResult:
     Raises ValueError for impossible settings and for a loss that is no longer finite.
     """
     config = resolve(config)
-    with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng():
+    with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
         data = load_data(config.data, img_size=config.img_size)
         trainer = Trainer(config, data, team)
         trainer.open_folder()
