@@ -134,7 +134,8 @@ def scan(
     """out (B, L, E), last state (B, E, N), saved states; shapes and meaning as in `minivim.selective_scan`."""
     part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, compute_dtype(u))
     out, states = forward([part], z, initial_state, save, u.dtype)
-    return out, states[0, :, -1, : A.shape[1]].transpose(1, 2).contiguous(), states
+    last_state = states[0, :, -1, : A.shape[1]].transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return out, last_state, states
 
 
 @scan.register_fake

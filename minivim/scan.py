@@ -7,7 +7,6 @@ Eq. 2 of Mamba (arXiv 2312.00752) with the discretization that its code and Vim'
 The reference is written to be read, not to be fast; every other backend computes the same function and gradients.
 """
 
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -58,20 +57,22 @@ def scan_reference(
     return out.to(out_dtype), h
 
 
-@cache
+# Looked up once: whether a module is installed does not change while a program runs.
+INSTALLED = {name: module is None or find_spec(module) is not None for name, (_, module, _) in BACKENDS.items()}
+
+
 def missing(backend: str) -> str | None:
     """Why `backend` cannot run on this machine and what to do, or None if it can."""
     _, module, extra = BACKENDS[backend]
-    if module is None or find_spec(module) is not None:
+    if INSTALLED[backend]:
         return None
     return f"{module} is not installed; install it with: pip install 'minivim[{extra}]'"
 
 
-@cache
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """The names of the backends that can run on `device`, best first."""
     kind = torch.device(device).type
-    return tuple(name for name, (only, *_) in BACKENDS.items() if only in (None, kind) and missing(name) is None)
+    return tuple(name for name, (only, _, _) in BACKENDS.items() if only in (None, kind) and INSTALLED[name])
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
@@ -88,7 +89,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     raise ValueError(f"backend is {backend!r}, which cannot run on device {device}: {reason}")
 
 
-def check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+def check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     """TypeError or ValueError for anything but floating tensors of the shapes in `selective_scan`, on one device."""
     for name, x in (("u", u), ("A", A)):
         if not isinstance(x, Tensor):
@@ -155,7 +156,7 @@ def selective_scan(
     Returns out (B, L, E) in u's dtype; with return_last_state also the last state (B, E, N), float32 (float64).
     Raises TypeError or ValueError, which name the argument, what it was and what it must be.
     """
-    check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state)
     chosen = choose_backend(backend, u.device)
     if chosen == "numba":
         from minivim.kernels.scan_cpu import selective_scan as scan
@@ -175,7 +176,7 @@ def bidirectional_scan(
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
     for u, delta, A, B, C, D, delta_bias in (ahead, back):
-        check(u, delta, A, B, C, D, z, delta_bias, None)
+        check_inputs(u, delta, A, B, C, D, z, delta_bias, None)
     if choose_backend(backend, z.device) == "numba":
         from minivim.kernels.scan_pair import bidirectional_scan as scan
 
