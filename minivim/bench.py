@@ -16,6 +16,7 @@ from torch import Tensor
 from minivim import measure
 from minivim.backbone import check_choice, check_whole
 from minivim.bench_report import Report, Row, summarise
+from minivim.processes import use_threads
 from minivim.scan import available_backends, selective_scan
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -279,7 +280,7 @@ def bench_scan(config: ScanBench) -> Report:
     Raises ValueError for a configuration that cannot be, and if a contestant does not compute the reference's function.
     """
     config.check()
-    with measure.cpu_threads(config.threads):
+    with use_threads(config.threads):
         contests = []
         for shape in config.shape or ("1,384,197",):
             case = ScanCase(*parse_shape(shape), config.state, config.dtype, config.device)

@@ -14,6 +14,7 @@ from minivim.backbone import Backbone, check_choice, check_whole
 from minivim.bench import check_run, collect, peak, sampler
 from minivim.bench_report import Report, Row, summarise
 from minivim.models import MODELS, create_model
+from minivim.processes import use_threads
 from minivim.scan import available_backends
 from minivim.vim import VisionMamba
 
@@ -194,5 +195,5 @@ def bench_model(config: ModelBench) -> Report:
     Raises ValueError for a configuration that cannot be, and if a variant differs from its reference.
     """
     config.check()
-    with measure.cpu_threads(config.threads):
+    with use_threads(config.threads):
         return collect("whole models", config, [time_models(config, cases) for cases in config.cases()])

@@ -30,7 +30,7 @@ def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
 
 
 def fetch(images: Tensor | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0) -> Iterator[Tensor]:
-    """The images, uint8 (B, 3, H, W), of each batch of indices in turn; `workers` processes decode those that are not in memory."""
+    """The images, uint8 (B, 3, H, W), of each batch of indices; `workers` processes decode those not in memory."""
     if isinstance(images, Tensor):
         return (images[rows] for rows in batches)
     return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))

@@ -8,8 +8,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -50,17 +49,6 @@ def environment(device: str = "cpu") -> dict:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS if version(name)},
     }
-
-
-@contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """That many CPU threads (None: as they are), and the former number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def busy_seconds() -> float | None:
