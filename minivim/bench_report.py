@@ -144,6 +144,9 @@ def draw_lines(axis, rows: Sequence[Row]) -> None:
         points = sorted((row.length, row.seconds * 1e3) for row in rows if (row.name, row.items) == (name, items))
         axis.plot(*zip(*points, strict=True), marker="o", label=f"{name}, batch {items}")
     axis.set(xlabel="tokens L", ylabel="median time (ms)", xscale="log", yscale="log")
+    lengths = sorted({row.length for row in rows})
+    axis.set_xticks(lengths, [str(length) for length in lengths])
+    axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 
