@@ -7,11 +7,11 @@ from minivim.kernels import conv_numba, host
 from minivim.kernels.host import compute_dtype, partition, rows, walk
 
 
-@torch.library.custom_op("minivim::conv_cpu", mutates_args=(), device_types="cpu")
+@host.operator("conv_cpu")
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """silu of the depthwise causal convolution; x (B, L, E), weight (E, K), bias (E,); reverse looks ahead."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
-    x_rows, w, bias = rows(x, dtype), weight.to(dtype).t().contiguous(), bias.to(dtype).contiguous()
+    x_rows, w, bias = rows(x, dtype), weight.to(dtype).t().contiguous(), rows(bias, dtype)
     y = torch.empty(batch, L, E, dtype=dtype)
     fields = [*walk(x_rows, reverse), *walk(y, reverse), w.data_ptr(), bias.data_ptr()]
     host.run(conv_numba, "forward", dtype, [batch, L, E, K], fields, batch * L * E * K)
@@ -23,14 +23,14 @@ def _(x, weight, bias, reverse):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("minivim::conv_cpu_backward", mutates_args=(), device_types="cpu")
+@host.operator("conv_cpu_backward")
 def conv_backward(
     x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
     x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).t().contiguous()
-    bias_row = bias.to(dtype).contiguous()
+    bias_row = rows(bias, dtype)
     dx, sums = torch.empty(batch, L, E, dtype=dtype), torch.empty(partition(batch, E)[0], K + 1, E, dtype=dtype)
     steps = [*walk(x_rows, reverse), *walk(dy, reverse), w.data_ptr(), bias_row.data_ptr(), *walk(dx, reverse)]
     host.run(conv_numba, "backward", dtype, [batch, L, E, K], [*steps, sums.data_ptr()], batch * L * E * K)
@@ -53,3 +53,8 @@ def conv_gradient(ctx, dy):
 
 
 conv.register_autograd(conv_gradient, setup_context=save_inputs)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+    """The operator, or its plain function where no gradient can be asked for."""
+    return host.entry(conv, x, host.wants_gradient((x, weight, bias)))(x, weight, bias, reverse)

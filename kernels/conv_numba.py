@@ -29,14 +29,19 @@ TILE = 32  # steps, a multiple of 4
 
 
 @njit(error_model="numpy")
-def convolve(x_p, row, x_t, first, steps, e, count, weights, bias, K, tile, dtype):
-    """The sums s of one tile."""
+def convolve(x_p, row, x_t, first, steps, e, count, weights, bias, K, x, s, dtype):
+    """The sums s of one tile; x receives the tile's inputs and, before them, the K - 1 that they look back on."""
+    for i in range(steps + K - 1):
+        t = first + i - K + 1
+        x_i = zero(dtype)
+        if t >= 0:
+            x_i = load_part(x_p, row + t * x_t + e, count)
+        store(x, i * LANES, x_i)
     for i in range(steps):
-        t = first + i
-        s = bias
-        for k in range(max(0, K - 1 - t), K):
-            s = fma(load(weights, k * LANES), load_part(x_p, row + (t - K + 1 + k) * x_t + e, count), s)
-        store(tile, i * LANES, s)
+        s_i = bias
+        for k in range(K):
+            s_i = fma(load(weights, k * LANES), load(x, (i + k) * LANES), s_i)
+        store(s, i * LANES, s_i)
 
 
 @njit(error_model="numpy")
@@ -50,7 +55,8 @@ def forward(arguments, dtype):
     counter = pointer(arguments, int64)
     _, tasks, slabs, groups, batch, L, E, K, x, x_b, x_t, y, y_b, y_t, w, bias = unpack(counter, 16)
     x_p, y_p = pointer(x, dtype), pointer(y, dtype)
-    weights, tile = stack(K * LANES, dtype), stack(TILE * LANES, dtype)
+    weights, inputs = stack(K * LANES, dtype), stack((TILE + K) * LANES, dtype)
+    tile = stack(TILE * LANES, dtype)
     blocks = (E + LANES - 1) // LANES
     task = next_task(counter)
     while task < tasks:
@@ -62,7 +68,7 @@ def forward(arguments, dtype):
             for b in range(slab * batch // slabs, (slab + 1) * batch // slabs):
                 for first in range(0, L, TILE):
                     steps = min(TILE, L - first)
-                    convolve(x_p, b * x_b, x_t, first, steps, e, count, weights, bias_e, K, tile, dtype)
+                    convolve(x_p, b * x_b, x_t, first, steps, e, count, weights, bias_e, K, inputs, tile, dtype)
                     for i in range(0, TILE * LANES, 4 * LANES):
                         s = load_four(tile, i)
                         store(tile, i, s * sigmoid(s))
@@ -72,18 +78,22 @@ def forward(arguments, dtype):
 
 
 @njit(error_model="numpy")
-def backward_tile(x_p, row, x_t, dx_p, dx_row, d_t, first, steps, e, count, weights, sums, K, ds, dtype):
+def backward_tile(dx_p, place, d_t, steps, count, weights, sums, K, x, ds, dtype):
     """dx of one tile, and what it adds to dw and dbias; behind the tile's own ds stand K - 1 values of the next tile."""
     for i in range(steps):
-        t, ds_i = first + i, load(ds, i * LANES)
-        store(sums, K * LANES, load(sums, K * LANES) + ds_i)
         dx = zero(dtype)
         for k in range(K):
             dx = fma(load(weights, k * LANES), load(ds, (i + K - 1 - k) * LANES), dx)
-            if t - K + 1 + k >= 0:
-                x_k = load_part(x_p, row + (t - K + 1 + k) * x_t + e, count)
-                store(sums, k * LANES, fma(ds_i, x_k, load(sums, k * LANES)))
-        store_part(dx_p, dx_row + t * d_t + e, dx, count)
+        store_part(dx_p, place + i * d_t, dx, count)
+    for k in range(K):
+        sum_k = load(sums, k * LANES)
+        for i in range(steps):
+            sum_k = fma(load(ds, i * LANES), load(x, (i + k) * LANES), sum_k)
+        store(sums, k * LANES, sum_k)
+    sum_bias = load(sums, K * LANES)
+    for i in range(steps):
+        sum_bias = sum_bias + load(ds, i * LANES)
+    store(sums, K * LANES, sum_bias)
 
 
 @njit(error_model="numpy")
@@ -93,6 +103,7 @@ def backward(arguments, dtype):
     x_p, dy_p, dx_p, dw_p = pointer(x, dtype), pointer(dy, dtype), pointer(dx, dtype), pointer(dw, dtype)
     weights, sums, after = stack(K * LANES, dtype), stack((K + 1) * LANES, dtype), stack(K * LANES, dtype)
     ds, dy_tile = stack((TILE + K) * LANES, dtype), stack(TILE * LANES, dtype)
+    inputs = stack((TILE + K) * LANES, dtype)
     blocks, chunks = (E + LANES - 1) // LANES, (L + TILE - 1) // TILE
     task = next_task(counter)
     while task < tasks:
@@ -109,7 +120,7 @@ def backward(arguments, dtype):
                 for chunk in range(chunks - 1, -1, -1):
                     first = chunk * TILE
                     steps = min(TILE, L - first)
-                    convolve(x_p, b * x_b, x_t, first, steps, e, count, weights, bias_e, K, ds, dtype)
+                    convolve(x_p, b * x_b, x_t, first, steps, e, count, weights, bias_e, K, inputs, ds, dtype)
                     for i in range(steps):
                         store(dy_tile, i * LANES, load_part(dy_p, b * dy_b + (first + i) * dy_t + e, count))
                     for i in range(0, TILE * LANES, 4 * LANES):
@@ -118,9 +129,8 @@ def backward(arguments, dtype):
                         store(ds, i, load_four(dy_tile, i) * g * ((1.0 - g) * s + 1.0))
                     for k in range(K - 1):
                         store(ds, (steps + k) * LANES, load(after, k * LANES))
-                    backward_tile(
-                        x_p, b * x_b, x_t, dx_p, b * d_b, d_t, first, steps, e, count, weights, sums, K, ds, dtype
-                    )
+                    place = b * d_b + first * d_t + e
+                    backward_tile(dx_p, place, d_t, steps, count, weights, sums, K, inputs, ds, dtype)
                     for k in range(K - 1):
                         store(after, k * LANES, load(ds, k * LANES))
             for k in range(K + 1):  # the last row is the gradient of the bias

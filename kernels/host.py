@@ -1,9 +1,9 @@
 """What the CPU operators share: machine code by name, addresses and strides of tensors, the header of a launch."""
 
+from array import array
 from functools import cache
 from types import ModuleType
 
-import numpy as np
 import torch
 from numba import cfunc, int64, void
 from torch import Tensor
@@ -35,7 +35,7 @@ def partition(batch: int, channels: int) -> tuple[int, int]:
 def run(module: ModuleType, name: str, dtype: torch.dtype, sizes: list[int], fields: list[int], work: int) -> None:
     """Hand all tasks to the threads; sizes begin with batch, L, E; work counts multiplications."""
     slabs, groups = partition(sizes[0], sizes[2])
-    arguments = np.array([0, slabs * groups, slabs, groups, *sizes, *fields], dtype=np.int64)
+    arguments = array("q", [0, slabs * groups, slabs, groups, *sizes, *fields])
     launch(address(module, name, dtype), arguments, 1 if work < SMALL else slabs * groups)
 
 
@@ -46,7 +46,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in `dtype` with neighbouring channels side by side in memory; a copy only where it must be."""
-    x = x.to(dtype)
+    if x.dtype != dtype:
+        x = x.to(dtype)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -61,3 +62,25 @@ def walk(x: Tensor | None, reverse: bool) -> tuple[int, int, int]:
 def pointer(x: Tensor | None) -> int:
     """The address of x, 0 for None."""
     return 0 if x is None else x.data_ptr()
+
+
+def operator(name: str):
+    """Register a function as a PyTorch operator `minivim::name`; `plain` is the function itself."""
+
+    def register(function):
+        registered = torch.library.custom_op(f"minivim::{name}", mutates_args=(), device_types="cpu")(function)
+        registered.plain = function
+        return registered
+
+    return register
+
+
+def entry(registered, x: Tensor, gradient: bool):
+    """The operator, or its plain function where nobody asks for a gradient or records operators: 30 us less a call."""
+    watched = gradient or type(x) is not Tensor or torch.compiler.is_compiling()
+    return registered if watched else registered.plain
+
+
+def wants_gradient(tensors) -> bool:
+    """Whether autograd may ask for the gradient of a function of these tensors, some of which may be None."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -248,16 +248,18 @@ def load_part(typingctx, memory, index, count):
         vector, align = vector_type(sig.return_type), dtype.bitwidth // 8
         place = element(context, builder, args[0], args[1], dtype)
         buffer = cgutils.alloca_once(builder, vector)
-        with builder.if_else(builder.icmp_signed(">=", args[2], ir.Constant(args[2].type, LANES)), likely=True) as (
-            whole,
-            part,
-        ):
+        enough = builder.icmp_signed(">=", args[2], ir.Constant(args[2].type, LANES))
+        with builder.if_else(enough, likely=True) as (whole, part):
             with whole:
-                builder.store(builder.load(place, typ=vector, align=align), buffer, align=align)
+                loaded, whole_end = builder.load(place, typ=vector, align=align), builder.block
             with part:
                 builder.store(constant(vector, 0.0), buffer, align=align)
                 copy_elements(context, builder, dtype, buffer, place, args[2])
-        return builder.load(buffer, typ=vector, align=align)
+                copied, part_end = builder.load(buffer, typ=vector, align=align), builder.block
+        value = builder.phi(vector)
+        value.add_incoming(loaded, whole_end)
+        value.add_incoming(copied, part_end)
+        return value
 
     return Lanes(memory.dtype)(memory, types.int64, types.int64), codegen
 

@@ -7,11 +7,11 @@ already use. Without one (macOS, Windows) Python threads do the same work; the c
 import ctypes
 import os
 import re
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -49,12 +49,12 @@ def python_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="minivim")
 
 
-def launch(address: int, arguments: np.ndarray, threads: int) -> None:
+def launch(address: int, arguments: array, threads: int) -> None:
     """Call the function at `address` with a pointer to `arguments` (int64), on `threads` threads at once; wait for all.
 
     The function itself hands out the work: arguments[0] is the counter from which each thread takes its next task.
     """
-    data = arguments.ctypes.data
+    data, _ = arguments.buffer_info()
     threads = 1 if forked else min(threads, torch.get_num_threads())
     if threads == 1:
         Kernel(address)(data)

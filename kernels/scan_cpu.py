@@ -39,7 +39,7 @@ def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction:
     A = (pad_states(A, dtype) * LOG2E).t().contiguous()
-    D, bias = (x if x is None else x.to(dtype).contiguous() for x in (D, bias))
+    D, bias = (x if x is None else rows(x, dtype) for x in (D, bias))
     return Direction(
         rows(u, dtype), rows(delta, dtype), A, pad_states(B, dtype), pad_states(C, dtype), D, bias, softplus, reverse
     )
@@ -116,7 +116,7 @@ def slots(L: int, save: bool) -> int:
     return -(-L // CHUNK) + 1 if save else 1
 
 
-@torch.library.custom_op("minivim::scan_cpu", mutates_args=(), device_types="cpu")
+@host.operator("scan_cpu")
 def scan(
     u: Tensor,
     delta: Tensor,
@@ -145,7 +145,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse, sav
     return u.new_empty(u.shape), u.new_empty(batch, E, N, dtype=dtype), states
 
 
-@torch.library.custom_op("minivim::scan_cpu_backward", mutates_args=(), device_types="cpu")
+@host.operator("scan_cpu_backward")
 def scan_backward(
     u: Tensor,
     delta: Tensor,
@@ -229,6 +229,6 @@ def selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_
     """(out, last state); states are saved only if a gradient may be asked for."""
     check_states(A)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    out, last_state, _ = scan(*tensors, delta_softplus, reverse, save)
+    save = host.wants_gradient(tensors)
+    out, last_state, _ = host.entry(scan, u, save)(*tensors, delta_softplus, reverse, save)
     return out, last_state

@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from minivim.kernels import host
 from minivim.kernels.host import compute_dtype
 from minivim.kernels.scan_cpu import backward, check_states, direction, fake_gradients, forward, in_layout, slots
 
@@ -16,7 +17,7 @@ def both(tensors, softplus: bool, dtype: torch.dtype):
     return [ahead, direction(*tensors[7:14], softplus, True, dtype)]
 
 
-@torch.library.custom_op("minivim::scan_pair_cpu", mutates_args=(), device_types="cpu")
+@host.operator("scan_pair_cpu")
 def scan_pair(
     u_f: Tensor,
     delta_f: Tensor,
@@ -48,7 +49,7 @@ def _(u_f, delta_f, A_f, B_f, C_f, D_f, bias_f, u_b, delta_b, A_b, B_b, C_b, D_b
     return u_f.new_empty(u_f.shape), states
 
 
-@torch.library.custom_op("minivim::scan_pair_cpu_backward", mutates_args=(), device_types="cpu")
+@host.operator("scan_pair_cpu_backward")
 def scan_pair_backward(tensors: list[Tensor], z: Tensor, states: Tensor, dout: Tensor, softplus: bool) -> list[Tensor]:
     """The gradients of the fourteen tensors, in their order, and of z."""
     gradients, dz = backward(both(tensors, softplus, states.dtype), z, states, dout, None)
@@ -84,6 +85,6 @@ def bidirectional_scan(ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: T
     """Mean of both directions, gated; ahead, back: (u, delta, A, B, C, D, delta_bias), delta before softplus."""
     check_states(ahead[2])
     tensors = (*ahead, *back, z)
-    save = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    out, _ = scan_pair(*tensors, True, save)
+    save = host.wants_gradient(tensors)
+    out, _ = host.entry(scan_pair, z, save)(*tensors, True, save)
     return out

@@ -34,7 +34,7 @@ def causal_conv_silu(
         shapes = f"x has shape {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)}"
         raise ValueError(f"{shapes}; they must be (B, L, E), (E, K) and (E,)")
     if choose_backend(backend, x.device) == "numba":
-        from minivim.kernels.conv_cpu import conv
+        from minivim.kernels.conv_cpu import causal_conv_silu as conv
 
         return conv(x, weight, bias, reverse)
     return conv_reference(x, weight, bias, reverse)

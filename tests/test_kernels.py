@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from array import array
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 
@@ -107,7 +107,7 @@ def test_both_kinds_of_threads_give_the_same_bits(find, monkeypatch):
 def test_as_many_threads_as_pytorch_may_use(monkeypatch):
     asked = []
     monkeypatch.setattr(parallel, "openmp", lambda: lambda address, data, threads, flags: asked.append(threads))
-    arguments, before = np.zeros(4, np.int64), torch.get_num_threads()
+    arguments, before = array("q", [0] * 4), torch.get_num_threads()
     try:
         for threads in (2, 5, 64):
             torch.set_num_threads(threads)
