@@ -1,10 +1,9 @@
 """The CPU convolution as a PyTorch operator: autograd, torch.compile and torch.export see one opaque op."""
 
 import torch
-from torch import Tensor
-
 from minivim.kernels import conv_numba, host
 from minivim.kernels.host import compute_dtype, partition, rows, walk
+from torch import Tensor
 
 
 @host.operator("conv_cpu")
@@ -24,9 +23,7 @@ def _(x, weight, bias, reverse):
 
 
 @host.operator("conv_cpu_backward")
-def conv_backward(
-    x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
     x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).t().contiguous()

@@ -7,8 +7,6 @@ Tasks, slabs, groups, strides and the int64 array as in `scan_numba`; w is trans
 LANES channels; the backward pass goes back in time and keeps the K - 1 values of ds that the next tile needs.
 """
 
-from numba import float32, float64, int64, njit
-
 from minivim.kernels.lanes import (
     LANES,
     fma,
@@ -24,6 +22,7 @@ from minivim.kernels.lanes import (
     unpack,
     zero,
 )
+from numba import float32, float64, int64, njit
 
 TILE = 32  # steps, a multiple of 4
 
@@ -79,7 +78,7 @@ def forward(arguments, dtype):
 
 @njit(error_model="numpy")
 def backward_tile(dx_p, place, d_t, steps, count, weights, sums, K, x, ds, dtype):
-    """dx of one tile, and what it adds to dw and dbias; behind the tile's own ds stand K - 1 values of the next tile."""
+    """dx of one tile, and what it adds to dw and dbias; behind the tile's own ds stand K - 1 values of the next."""
     for i in range(steps):
         dx = zero(dtype)
         for k in range(K):
@@ -99,7 +98,9 @@ def backward_tile(dx_p, place, d_t, steps, count, weights, sums, K, x, ds, dtype
 @njit(error_model="numpy")
 def backward(arguments, dtype):
     counter = pointer(arguments, int64)
-    _, tasks, slabs, groups, batch, L, E, K, x, x_b, x_t, dy, dy_b, dy_t, w, bias, dx, d_b, d_t, dw = unpack(counter, 20)
+    _, tasks, slabs, groups, batch, L, E, K, x, x_b, x_t, dy, dy_b, dy_t, w, bias, dx, d_b, d_t, dw = unpack(
+        counter, 20
+    )
     x_p, dy_p, dx_p, dw_p = pointer(x, dtype), pointer(dy, dtype), pointer(dx, dtype), pointer(dw, dtype)
     weights, sums, after = stack(K * LANES, dtype), stack((K + 1) * LANES, dtype), stack(K * LANES, dtype)
     ds, dy_tile = stack((TILE + K) * LANES, dtype), stack(TILE * LANES, dtype)

@@ -5,11 +5,10 @@ from functools import cache
 from types import ModuleType
 
 import torch
-from numba import cfunc, int64, void
-from torch import Tensor
-
 from minivim.kernels.lanes import LANES
 from minivim.kernels.parallel import launch
+from numba import cfunc, int64, void
+from torch import Tensor
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
 GROUP = 6 * LANES  # channels of one task: they share their partial sums of dB and dC

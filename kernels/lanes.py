@@ -1,7 +1,9 @@
-"""Explicit SIMD for numba: a vector of LANES numbers as one value, so that a kernel never depends on what a compiler vectorises.
+"""Explicit SIMD for numba: a vector of LANES numbers is one value, so that no kernel depends on what LLVM vectorises.
 
 `load` and `store` move a vector between memory and a register, `+ - * /` work lane by lane (with a plain number too),
 `fma(a, b, c)` is a * b + c in one instruction where the processor has one. Element type: float32 or float64.
+
+numba's cache watches each kernel's own file: after a change in this one, delete kernels/__pycache__.
 """
 
 import operator
@@ -386,7 +388,7 @@ def sigmoid(x):
 
 @njit
 def softplus(x):
-    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), and log1p(w) = 2 atanh(w / (2 + w)): accurate for tiny results too."""
+    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) is accurate for tiny w too."""
     size = absolute(x)
     w = exp2(size * -LOG2E)
     s = w / (w + 2.0)

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from minivim.kernels import host, scan_numba
 from minivim.kernels.host import compute_dtype, partition, pointer, rows, walk
 from minivim.kernels.lanes import LOG2E
 from minivim.kernels.scan_numba import CHUNK, RECORD
+from torch import Tensor
 
 MAX_STATES = 64  # the backward pass keeps its sums on the stack
 
@@ -225,7 +224,9 @@ def check_states(A: Tensor) -> None:
         raise ValueError(f"A has {A.shape[1]} states; backend 'numba' takes at most {MAX_STATES}: use 'chunked'")
 
 
-def selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse
+) -> tuple[Tensor, Tensor]:
     """(out, last state); states are saved only if a gradient may be asked for."""
     check_states(A)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)

@@ -14,8 +14,6 @@ output, their mean. Sizes, addresses and strides (in elements) travel in one int
 each direction; address 0 means absent. A holds A log2(e), transposed to (N, E), and N is a multiple of 4.
 """
 
-from numba import float32, float64, int64, njit
-
 from minivim.kernels.lanes import (
     LANES,
     exp2_four,
@@ -35,6 +33,7 @@ from minivim.kernels.lanes import (
     unpack,
     zero,
 )
+from numba import float32, float64, int64, njit
 
 CHUNK = 16  # steps between two saved states: at N = 16 they cost as much memory as one (B, L, E) tensor
 HEADER = 9  # counter, tasks, slabs, groups, B, L, E, N, directions
@@ -291,7 +290,7 @@ def backward_tile(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC, 
 
 @njit(error_model="numpy")
 def store_sums(record, group, b, first, steps, N, dB, dC, dtype):
-    """What a group of channels adds to dB and dC: the lanes' sums, to its own part of memory, so that no two threads meet."""
+    """What a group of channels adds to dB and dC: sums over the lanes, in memory that no other thread writes."""
     fields = unpack(record, RECORD)
     dB_a, dC_a, sum_g, sum_b, sum_t = fields[35:40]
     for i in range(steps):

@@ -1,14 +1,13 @@
 """Both directions of a Vim block in one operator: two scans that share the gate z, and the mean of the two.
 
-    out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
+out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
 """
 
 import torch
-from torch import Tensor
-
 from minivim.kernels import host
 from minivim.kernels.host import compute_dtype
 from minivim.kernels.scan_cpu import backward, check_states, direction, fake_gradients, forward, in_layout, slots
+from torch import Tensor
 
 
 def both(tensors, softplus: bool, dtype: torch.dtype):

@@ -1,5 +1,6 @@
 """minivim: Vision Mamba from the state equation up."""
 
+from minivim import compat
 from minivim.checkpoints import load_official, to_official
 from minivim.deit import DeiT, DeiTConfig
 from minivim.mamba import MambaBlock
@@ -15,6 +16,7 @@ __all__ = [
     "VimConfig",
     "VisionMamba",
     "available_backends",
+    "compat",
     "create_model",
     "list_models",
     "load_official",

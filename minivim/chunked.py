@@ -19,12 +19,12 @@ from torch.autograd.function import once_differentiable
 CHUNK = 32
 
 
-def compute_dtype(u: Tensor) -> torch.dtype:
+def compute_dtype(u: Float[Tensor, "..."]) -> torch.dtype:
     """The dtype of the state: float64 for float64 input, else float32, whatever the input's precision."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
-def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, dtype: torch.dtype):
+def _step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, dtype: torch.dtype):
     """(delta after bias and softplus, its derivative) of one chunk."""
     delta = delta.to(dtype)
     if delta_bias is not None:
@@ -32,16 +32,16 @@ def step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, d
     return (F.softplus(delta), torch.sigmoid(delta)) if delta_softplus else (delta, torch.ones_like(delta))
 
 
-def run_chunk(u, delta, A, B, h, reverse):
+def _run_chunk(u, delta, A, B, h, reverse):
     """a = exp(delta A) and all states of one chunk, both (B, K, E, N), from the state h before it."""
     a = torch.exp(delta[..., None] * A)
     states = (delta * u)[..., None] * B[:, :, None, :]
-    for h_t, a_t in walk(reverse, states, a):
+    for h_t, a_t in _walk(reverse, states, a):
         h = h_t.addcmul_(a_t, h)
     return a, states
 
 
-def walk(reverse: bool, *tensors: Tensor):
+def _walk(reverse: bool, *tensors: Tensor):
     """The steps of (B, K, ...) tensors, in the direction of time."""
     steps = list(zip(*(x.unbind(1) for x in tensors), strict=True))
     return reversed(steps) if reverse else steps
@@ -63,8 +63,8 @@ class ChunkedScan(torch.autograd.Function):
         for span in spans(u.shape[1], reverse):
             starts.append(h)
             u_, B_, C_ = (x[:, span].to(dtype) for x in (u, B, C))
-            delta_, _ = step_sizes(delta[:, span], delta_bias, delta_softplus, dtype)
-            _, states = run_chunk(u_, delta_, A_, B_, h, reverse)
+            delta_, _ = _step_sizes(delta[:, span], delta_bias, delta_softplus, dtype)
+            _, states = _run_chunk(u_, delta_, A_, B_, h, reverse)
             y = torch.einsum("bken,bkn->bke", states, C_)
             if D is not None:
                 y = y + D.to(dtype) * u_
@@ -85,8 +85,8 @@ class ChunkedScan(torch.autograd.Function):
         carry = dlast  # a[t+1] g[t+1]: what reaches h[t] from the steps after it
         for span, h in reversed(list(zip(spans(u.shape[1], reverse), starts, strict=True))):
             u_, B_, C_, dy = (x[:, span].to(dtype) for x in (u, B, C, dout))
-            delta_, slope = step_sizes(delta[:, span], delta_bias, ctx.delta_softplus, dtype)
-            a, states = run_chunk(u_, delta_, A_, B_, h, reverse)
+            delta_, slope = _step_sizes(delta[:, span], delta_bias, ctx.delta_softplus, dtype)
+            a, states = _run_chunk(u_, delta_, A_, B_, h, reverse)
             if z is not None:
                 z_ = z[:, span].to(dtype)
                 s = torch.sigmoid(z_)
@@ -94,7 +94,7 @@ class ChunkedScan(torch.autograd.Function):
                 dz[:, span] = dy * y * s * (1 + z_ * (1 - s))
                 dy = dy * z_ * s
             g = dy[..., None] * C_[:, :, None, :]
-            for g_t, a_t in walk(not reverse, g, a):
+            for g_t, a_t in _walk(not reverse, g, a):
                 carry = a_t * g_t.add_(carry)
             before = torch.cat((states[:, 1:], h[:, None]) if reverse else (h[:, None], states[:, :-1]), dim=1)
             q = g * a * before

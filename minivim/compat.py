@@ -21,9 +21,10 @@ def selective_scan_fn(
 ) -> Float[Tensor, "B E L"] | tuple[Float[Tensor, "B E L"], Float[Tensor, "B E N"]]:
     """`mamba_ssm.ops.selective_scan_interface.selective_scan_fn` on any device, through `minivim.selective_scan`.
 
-    u, delta, z (B, E, L); A (E, N), real; B, C (B, N, L), or (B, G, N, L) for G groups of E / G channels; D, delta_bias (E,).
+    u, delta, z (B, E, L); A (E, N), real; D, delta_bias (E,);
+    B, C (B, N, L), or (B, G, N, L) for G groups of E / G channels.
     Returns out (B, E, L) in u's dtype, with return_last_state also the last state (B, E, N).
-    Raises TypeError or ValueError: complex A, B or C, B or C that does not depend on time, channels not divisible by groups.
+    Raises TypeError or ValueError for complex A, B or C, for B or C without time, for channels not divisible by G.
     """
     for name, x in (("A", A), ("B", B), ("C", C)):
         if not isinstance(x, Tensor):

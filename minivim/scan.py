@@ -89,7 +89,7 @@ def choose_backend(backend: str, device: torch.device) -> str:
     raise ValueError(f"backend is {backend!r}, which cannot run on device {device}: {reason}")
 
 
-def check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+def _check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     """TypeError or ValueError for anything but floating tensors of the shapes in `selective_scan`, on one device."""
     for name, x in (("u", u), ("A", A)):
         if not isinstance(x, Tensor):
@@ -100,7 +100,9 @@ def check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
         raise ValueError(f"A has shape {tuple(A.shape)}; it must be (E, N)")
     (batch, L, E), N = u.shape, A.shape[1]
     if 0 in (batch, L, E, N):
-        raise ValueError(f"u has shape {(batch, L, E)} and A {tuple(A.shape)}; no size of (B, L, E) and (E, N) may be 0")
+        raise ValueError(
+            f"u has shape {(batch, L, E)} and A {tuple(A.shape)}; no size of (B, L, E) and (E, N) may be 0"
+        )
     tokens, states = ("(B, L, E)", (batch, L, E)), ("(B, L, N)", (batch, L, N))
     channels = ("(E,)", (E,))
     for name, x, (letters, shape), optional in (
@@ -156,7 +158,7 @@ def selective_scan(
     Returns out (B, L, E) in u's dtype; with return_last_state also the last state (B, E, N), float32 (float64).
     Raises TypeError or ValueError, which name the argument, what it was and what it must be.
     """
-    check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check_inputs(u, delta, A, B, C, D, z, delta_bias, initial_state)
     chosen = choose_backend(backend, u.device)
     if chosen == "numba":
         from minivim.kernels.scan_cpu import selective_scan as scan
@@ -167,7 +169,11 @@ def selective_scan(
 
 
 def bidirectional_scan(
-    ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: Float[Tensor, "B L E"], *, backend: str = "auto"
+    ahead: tuple[Float[Tensor, "..."], ...],
+    back: tuple[Float[Tensor, "..."], ...],
+    z: Float[Tensor, "B L E"],
+    *,
+    backend: str = "auto",
 ) -> Float[Tensor, "B L E"]:
     """The two directions of a Vim block, averaged and gated: (y_ahead + y_back) / 2 * silu(z). Vim, Algorithm 1.
 
@@ -176,7 +182,7 @@ def bidirectional_scan(
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
     for u, delta, A, B, C, D, delta_bias in (ahead, back):
-        check_inputs(u, delta, A, B, C, D, z, delta_bias, None)
+        _check_inputs(u, delta, A, B, C, D, z, delta_bias, None)
     if choose_backend(backend, z.device) == "numba":
         from minivim.kernels.scan_pair import bidirectional_scan as scan
 

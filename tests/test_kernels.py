@@ -12,12 +12,13 @@ import torch
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from minivim.conv import causal_conv_silu
 from minivim.kernels import parallel
 from minivim.kernels.conv_cpu import conv
 from minivim.kernels.lanes import LANES
 from minivim.kernels.scan_cpu import scan
 from minivim.kernels.scan_pair import scan_pair
+
+from minivim.conv import causal_conv_silu
 from minivim.scan import selective_scan
 
 
