@@ -160,7 +160,6 @@ def show(axis, index):
     right = answers[index] == data.test_labels[index]
     axis.imshow(data.test_images[index, 0], cmap="gray_r")
     axis.set_title(f"{answers[index]} ({confidence[index]:.0%})", color="black" if right else "red", fontsize=9)
-    axis.axis("off")
 
 
 assert torch.allclose(probabilities.sum(dim=1), torch.ones(len(test_images)), atol=1e-5)
@@ -169,13 +168,14 @@ assert torch.allclose(probabilities.sum(dim=1), torch.ones(len(test_images)), at
 fig, axes = plt.subplots(2, 8, figsize=(9, 3))
 for index, axis in enumerate(axes.flat):
     show(axis, index)
+    axis.axis("off")
 fig.tight_layout()
 plt.show()
 print("right among these 16, at least 14:", (answers[:16] == data.test_labels[:16]).sum().item() >= 14)
 
 # %% [markdown]
-# **What to see.** Most answers carry a probability near 100 %. That is typical after training to a small loss. It does
-# not mean that the model is never wrong, as the next picture shows: these are its mistakes.
+# **What to see.** Most answers carry a probability near 100 %. That does not mean that the model is never wrong, as the
+# next picture shows: these are its mistakes, eight of them at most.
 
 # %%
 mistakes = (answers != data.test_labels).nonzero().flatten()
@@ -189,7 +189,8 @@ plt.show()
 print("mistakes, at most 3 in 100:", len(mistakes) <= 0.03 * len(test_images))
 
 # %% [markdown]
-# **What to see.** Look at each one and cover the truth: some would fool you, too.
+# **What to see.** Cover the truth and guess: some would fool you, too. Compare the probabilities with those above. A
+# model that knows when it is unsure gives its mistakes less than 100 %.
 #
 # The confusion matrix collects all test images. Row: the truth. Column: the model's answer. Right answers are on the
 # diagonal, so a row shows what a digit is mistaken for.
@@ -208,7 +209,7 @@ axis.imshow(confusion.clamp(max=4), cmap="Blues")  # one mistake must be visible
 for truth, answer in confusion.nonzero().tolist():
     shade = "white" if confusion[truth, answer] > 2 else "black"
     axis.text(answer, truth, confusion[truth, answer].item(), ha="center", va="center", color=shade, fontsize=9)
-axis.set(xlabel="answer", ylabel="truth", xticks=range(10), yticks=range(10))
+axis.set(xlabel="answer", ylabel="truth", xticks=range(10), yticks=range(10), title=f"{after:.1%} right")
 plt.show()
 print("test images in each row:", confusion.sum(dim=1).tolist())
 
