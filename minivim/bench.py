@@ -161,7 +161,7 @@ def scan_function(name: str, channel_first: bool) -> Callable[..., Tensor]:
     return lambda **inputs: selective_scan(**inputs, backend=name)
 
 
-def outputs(function: Callable[..., Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def outputs(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The output and all gradients; z serves as the cotangent, being of the output's shape in either layout."""
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     out = function(**leaves, delta_softplus=True)

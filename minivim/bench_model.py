@@ -92,6 +92,7 @@ class ModelCase:
 
     @property
     def is_vim(self) -> bool:
+        """Whether the model is a Vim, whose scan has backends, rather than a DeiT."""
         return MODELS[self.name][0] is VisionMamba
 
     def check_size(self) -> None:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from minivim.extras import require
 from minivim.measure import Rounds
@@ -138,7 +139,7 @@ def plot(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_lines(axis, rows: Sequence[Row]) -> None:
+def draw_lines(axis: Any, rows: Sequence[Row]) -> None:
     """Median milliseconds against L, both logarithmic, one line a contestant and batch size."""
     for name, items in dict.fromkeys((row.name, row.items) for row in rows):
         points = sorted((row.length, row.seconds * 1e3) for row in rows if (row.name, row.items) == (name, items))

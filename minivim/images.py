@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 from minivim.extras import require
 
 
-def to_rgb(image):
+def to_rgb(image: Any) -> Any:
     """A Pillow image of any mode (grey, palette, CMYK, with transparency, 16 bit) as 8-bit RGB."""
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow's own conversion clips these modes at 255; integers are 16-bit samples, floats are taken as 0..255.
@@ -111,8 +112,8 @@ def decode_all(items: Sequence, img_size: int | None) -> UInt8[Tensor, "M 3 S S"
         image = read_image(items[index])
         if img_size is None and image.size != first:
             raise ValueError(
-                f"img_size is None but the images differ in size ({first[0]}x{first[1]}, {image.width}x{image.height}); "
-                "it must be the side to which all are resized"
+                f"img_size is None but the images differ in size ({first[0]}x{first[1]}, {image.width}x{image.height})"
+                "; it must be the side to which all are resized"
             )
         out[index] = to_tensor(fit(image, size))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +29,9 @@ def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
     return available_backends(device)[0] if backend == "auto" else backend
 
 
-def fetch(images: Tensor | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0) -> Iterator[Tensor]:
+def fetch(
+    images: UInt8[Tensor, "M 3 H W"] | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0
+) -> Iterator[Tensor]:
     """The images, uint8 (B, 3, H, W), of each batch of indices; `workers` processes decode those not in memory."""
     if isinstance(images, Tensor):
         return (images[rows] for rows in batches)

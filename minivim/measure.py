@@ -69,6 +69,7 @@ class LoadMeter:
 
     @staticmethod
     def read() -> tuple[float, float, float | None]:
+        """Wall time, our processor time and all processors' busy time, in seconds."""
         return time.perf_counter(), time.process_time(), busy_seconds()
 
     def foreign_cores(self) -> float | None:
