@@ -6,6 +6,7 @@ is a function of the generator's seed alone. Images are float (B, 3, H, W); wher
 
 import math
 import random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +145,7 @@ def augment(
     num_classes: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    config,
+    config: Any,
     generator: Generator,
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K"]]:
     """A training batch: images moved, coloured, normalised, erased and mixed; targets smoothed and mixed.

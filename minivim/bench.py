@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -260,7 +261,7 @@ def time_scan(config: ScanBench, case: ScanCase, mode: str, errors: dict[str, fl
     return rows, rounds
 
 
-def collect(title: str, config, contests: Sequence[tuple[list[Row], measure.Rounds]]) -> Report:
+def collect(title: str, config: Any, contests: Sequence[tuple[list[Row], measure.Rounds]]) -> Report:
     """The contests as one report."""
     rows, rounds = zip(*contests, strict=True)
     return Report(

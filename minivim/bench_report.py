@@ -152,7 +152,7 @@ def draw_lines(axis: Any, rows: Sequence[Row]) -> None:
     axis.legend(fontsize=8)
 
 
-def draw_bars(axis, rows: Sequence[Row]) -> None:
+def draw_bars(axis: Any, rows: Sequence[Row]) -> None:
     """Median milliseconds of each contestant as logarithmic bars, the first on top."""
     several = len({row.case for row in rows}) > 1
     labels = [f"{row.name} ({row.case})" if several else row.name for row in rows][::-1]

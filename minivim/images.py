@@ -44,7 +44,7 @@ def read_image(item: str | os.PathLike | dict):
         ) from error
 
 
-def fit(image, size: int):
+def fit(image: Any, size: int) -> Any:
     """Resize the shorter side to `size` (bicubic, antialiased), then cut the centre: the evaluation transform."""
     Image = require("PIL.Image", "train")
     width, height = image.size

@@ -41,7 +41,7 @@ def fetch(
 @torch.inference_mode()
 def logits_of(
     model: nn.Module,
-    images: Tensor | Dataset,
+    images: UInt8[Tensor, "M 3 H W"] | Dataset,
     mean: Sequence[float],
     std: Sequence[float],
     *,
