@@ -59,7 +59,7 @@ def fit(image: Any, size: int) -> Any:
     return image.crop((left, top, left + size, top + size))
 
 
-def random_resized_crop(image, size: int, smallest_area: float, generator: torch.Generator):
+def random_resized_crop(image: Any, size: int, smallest_area: float, generator: torch.Generator):
     """A random box of `smallest_area` to 1 of the image, aspect 3/4 to 4/3, resized to `size` (1409.4842)."""
     Image = require("PIL.Image", "train")
     for _ in range(10):
