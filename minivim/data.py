@@ -19,7 +19,7 @@ from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
 from minivim.extras import require
-from minivim.images import LazyImages, decode_all, image_files
+from minivim.images import LazyImages, decode_all, image_files, read_image
 from minivim.shapes import SHAPES, draw_shapes
 
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k"}
@@ -88,13 +88,14 @@ def _bundle(name: str, train: tuple, test: tuple, classes: tuple[str, ...], img_
             raise ValueError(f"data is {name!r} with no {split} images; it must have at least one")
     if len(set(train_labels.tolist())) < 2:
         raise ValueError(f"data is {name!r} with one class only ({classes[0]!r}); it must have at least two")
-    lazy = img_size is not None and 3 * img_size**2 * (len(train_items) + len(test_items)) > IN_MEMORY_BYTES
-    if lazy:
-        train_images, test_images = LazyImages(train_items, img_size), LazyImages(test_items, img_size)
+    in_memory = isinstance(train_items, Tensor)
+    side = img_size or (train_items.shape[-1] if in_memory else min(read_image(train_items[0]).size))
+    if not in_memory and 3 * side**2 * (len(train_items) + len(test_items)) > IN_MEMORY_BYTES:
+        train_images, test_images = LazyImages(train_items, side), LazyImages(test_items, side)
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     else:
         train_images = _as_bytes(train_items, img_size)
-        test_images = _as_bytes(test_items, img_size or train_images.shape[-1])
+        test_images = _as_bytes(test_items, side)
         mean, std = channel_statistics(train_images)
     return ImageData(name, train_images, train_labels, test_images, test_labels, classes, mean, std)
 
@@ -326,9 +327,7 @@ def _columns(name: str, features) -> tuple[str, str]:
     labels = labels or (integers if len(integers) == 1 else [])
     for kind, found in (("an image", images), ("a label", labels)):
         if not found:
-            raise ValueError(
-                f"data is {name!r} with the columns {list(features)}; one of them must be {kind} column"
-            )
+            raise ValueError(f"data is {name!r} with the columns {list(features)}; one of them must be {kind} column")
     return images[0], labels[0]
 
 

@@ -157,10 +157,12 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Full batches of the training set; the images left over wait for the next epoch."""
         return len(self.data.train_images) // self.config.batch_size
 
     @property
     def steps(self) -> int:
+        """Optimiser steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
     @property
@@ -193,9 +195,8 @@ class Trainer:
         """The batches of the present epoch that are still to come."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         config, team = self.config, self.team
-        rows = epoch_batches(len(self.images), config.batch_size, config.seed, epoch, team.rank, team.size)[
-            done:
-        ].unbind()
+        all_rows = epoch_batches(len(self.images), config.batch_size, config.seed, epoch, team.rank, team.size)
+        rows = all_rows.unbind()[done:]
         if isinstance(self.images, LazyImages):
             self.images.epoch = epoch
         images = fetch(self.images, rows, config.workers)
@@ -285,8 +286,9 @@ class Trainer:
             dist.barrier()  # nobody writes before everybody has looked
         if self.leads:
             self.out.mkdir(parents=True, exist_ok=True)
-            for leftover in self.out.glob(".*.*"):  # half-written files of a killed process
-                leftover.unlink()
+            for name in (STATE_FILE, BEST_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, CURVES_FILE):
+                for leftover in self.out.glob(f".{name}.*"):  # half-written by a killed process
+                    leftover.unlink()
             write_atomically(self.out / CONFIG_FILE, json.dumps(asdict(self.config), indent=1).encode())
             # The history in the state is the truth: records of steps that are about to be repeated go.
             lines = "".join(json.dumps(record) + "\n" for record in self.history)
