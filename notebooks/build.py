@@ -81,7 +81,8 @@ def read_source(path: Path, solved: bool = False) -> nbformat.NotebookNode:
 
 def execute(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.NotebookNode:
     """Run all cells in one kernel, in `folder`, and keep what does not vary."""
-    options = {"timeout": CELL_TIMEOUT, "record_timing": False, "store_widget_state": False}
+    # Streams are joined because a pause between two lines, which varies, would cut them in two.
+    options = {"timeout": CELL_TIMEOUT, "record_timing": False, "store_widget_state": False, "coalesce_streams": True}
     client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, **options)
     client.execute(env=os.environ | ENVIRONMENT)
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel adds its own version

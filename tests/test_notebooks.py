@@ -151,6 +151,11 @@ def wrong_cells(solved, learner):
     return wrong
 
 
+def test_the_map_links_every_chapter():
+    text = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS[0], as_version=4).cells)
+    assert re.findall(r"\]\((\w+\.ipynb)\)", text) == [path.name for path in NOTEBOOKS[1:]]
+
+
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 def test_a_solution_prints_what_the_open_notebook_prints(path):
     """Nbval runs the open notebooks only; this carries its verdict over to the solved ones."""
@@ -206,12 +211,16 @@ TOY = '''\
 # # A toy
 
 # %%
+import time
+
 import numpy as np
 import matplotlib.pyplot as plt
 from tqdm.auto import tqdm
 
 numbers = np.random.default_rng(0).normal(size=100)
 print(f"{numbers.mean():.2f}")
+time.sleep(0.5)
+print("after a pause")
 
 # %% tags=["nbval-ignore-output"]
 for _ in tqdm(range(3)):
@@ -253,6 +262,7 @@ def test_build_opens_and_solves_the_exercises(toy, tmp_path):
     assert code_cells(solved)[3].source == exercise + "y = x + x\n    return y"
     assert (text_of(code_cells(learner)[4]), text_of(code_cells(solved)[4])) == ("[todo]\n", "[ok] 4\n")
     assert wrong_cells(solved, learner) == []
+    assert len(code_cells(learner)[0].outputs) == 1  # the pause has not cut it in two
     assert code_cells(learner)[1].metadata == {"tags": [IGNORED]}
     assert code_cells(learner)[1].outputs == []  # the progress bar is gone
     assert shows_figure(code_cells(learner)[2])
