@@ -78,6 +78,12 @@ class TrainConfig:
     """Model width D; None: the model's own."""
     depth: int | None = None
     """Number of blocks; None: the model's own."""
+    expand: int | None = None
+    """A Vim's inner width E as a multiple of D; None: the model's own."""
+    state_dim: int | None = None
+    """A Vim's state size N; None: the model's own."""
+    cls_token: str | None = None
+    """Where the class token stands: middle, head, double, none (the mean of all tokens); None: the model's own."""
     drop_path: float | None = None
     """Stochastic depth rate of the last block."""
 
@@ -110,7 +116,7 @@ BASE = TrainConfig(
 PRESETS = {
     "base": TrainConfig(),
     "digits": TrainConfig(
-        model="vim_nano_patch2_8", epochs=40, lr=3e-3, ema=0.99, flip=0.0, rotate=10.0, zoom=0.1, shift=0.7,
+        model="vim_nano_patch2_8", epochs=20, lr=3e-3, ema=0.99, flip=0.0, rotate=10.0, zoom=0.1, shift=0.7,
     ),
     "shapes": TrainConfig(
         model="vim_tiny_patch4_32", embed_dim=64, depth=2, epochs=10, lr=3e-3, ema=0.98, crop=2,
@@ -120,7 +126,7 @@ PRESETS = {
         mixup=0.8, cutmix=1.0, ema=0.9995,
     ),
     "cifar10_cpu": TrainConfig(
-        model="vim_tiny_patch4_32", img_size=32, embed_dim=64, depth=4, epochs=8, batch_size=64, lr=3e-3,
+        model="vim_tiny_patch4_32", img_size=32, embed_dim=64, depth=4, epochs=5, batch_size=64, lr=3e-3,
         crop=2, ema=0.998, smoothing=0.05,
     ),
     "imagenet": TrainConfig(
@@ -184,6 +190,7 @@ RANGES = {
     "crop": (0, None), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, None), "jitter": (0, 1),
     "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, None), "cutmix": (0, None), "crop_scale": (0.001, 1),
     "img_size": (1, None), "patch_size": (1, None), "embed_dim": (1, None), "depth": (1, None),
+    "expand": (1, None), "state_dim": (1, None),
     "drop_path": (0, 0.99), "threads": (1, None), "workers": (0, None), "eval_every": (1, None),
     "save_seconds": (0, None), "seed": (0, None),
 }  # fmt: skip

@@ -108,15 +108,10 @@ def compute_gradients(
 
 def build_model(config: TrainConfig, data: ImageData) -> Backbone:
     """The configuration's model for these images and classes."""
-    overrides = {
-        "img_size": data.img_size,
-        "num_classes": len(data.classes),
-        "patch_size": config.patch_size,
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "drop_path_rate": config.drop_path,
-    }
-    return create_model(config.model, **{name: value for name, value in overrides.items() if value is not None})
+    names = ("patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token")
+    overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
+    return create_model(config.model, **overrides)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_every_preset_resolves_to_a_complete_configuration_and_explicit_fields_w
     for name, value in {**given(BASE), **given(PRESETS[preset])}.items():
         if name not in ("epochs", "data"):
             assert getattr(config, name) == value
-    optional = {"img_size", "patch_size", "embed_dim", "depth", "device", "threads"}
+    optional = {"img_size", "patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "device", "threads"}
     assert {name for name, value in vars(config).items() if value is None} <= optional
 
 
@@ -188,6 +188,15 @@ def test_the_preset_is_the_datas_own_unless_one_is_named():
     assert resolve(TrainConfig(data="cifar10")).preset == "cifar10"
     assert resolve(TrainConfig(data="cifar10", preset="cifar10_cpu")).preset == "cifar10_cpu"
     assert resolve(TrainConfig(data="a/folder")).preset == "base"
+
+
+def test_the_overrides_reach_the_model(small_data):
+    config = resolve(
+        TrainConfig(expand=1, state_dim=4, cls_token="none", embed_dim=24, depth=3, patch_size=4, drop_path=0.3)
+    )
+    found = build_model(config, small_data).config
+    assert (found.expand, found.state_dim, found.cls_token, found.embed_dim, found.depth) == (1, 4, "none", 24, 3)
+    assert (found.patch_size, found.drop_path_rate, found.num_classes, found.img_size) == (4, 0.3, 2, 8)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "base"])
@@ -483,6 +492,7 @@ BAD = {
     "model": ("vim_huge", "'vim_huge'; it must be one of"),
     "embed_dim": (0, "embed_dim is 0; it must be at least 1"),
     "patch_size": (3, "img_size is 8; each side must be a multiple of patch_size 3"),
+    "cls_token": ("left", "cls_token is 'left'; it must be one of"),
     "backend": ("cuda", "backend"),
     "device": ("cuda:77", "device is 'cuda:77'; it must be a device that this machine has"),
 }
