@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -197,7 +198,7 @@ class Trainer:
         images = fetch(self.images, rows, config.workers)
         return zip(images, (self.data.train_labels[batch] for batch in rows), strict=True)
 
-    def train_step(self, images: Tensor, labels: Tensor) -> None:
+    def train_step(self, images: UInt8[Tensor, "B 3 H W"], labels: Int64[Tensor, " B"]) -> None:
         """One batch: augment, gradients, clip, AdamW, average."""
         config, device = self.config, self.team.device
         seed = seed_from("step", config.seed, self.step, self.team.rank)
@@ -225,7 +226,7 @@ class Trainer:
         """The learning rate of the present step."""
         return learning_rate(self.step, self.steps, self.config.lr, self.config.warmup, self.config.lr_end)
 
-    def end_epoch(self, bar) -> None:
+    def end_epoch(self, bar: Any) -> None:
         """Evaluate, write the epoch's record and, after the best one so far, the weights."""
         epoch = self.step // self.steps_per_epoch
         record = {"epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}

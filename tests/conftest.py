@@ -57,3 +57,13 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def small_data(monkeypatch):
+    """160 training and 40 test images, given to `minivim.train` whatever it asks for."""
+    from small_runs import small_bundle
+
+    data = small_bundle()
+    monkeypatch.setattr("minivim.train.load_data", lambda *args, **options: data)
+    return data

@@ -1,0 +1,71 @@
+"""Several processes do the work of one."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_runs import TINY, records_of, same
+from torch.nn.parallel import DistributedDataParallel
+
+from minivim import create_model
+from minivim.recipes import TrainConfig
+from minivim.train import compute_gradients, train
+
+pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
+
+
+def joint_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(8, 3, 8, 8, generator=g), torch.rand(8, 10, generator=g).softmax(1)
+
+
+def same_model():
+    torch.manual_seed(5)
+    return create_model("vim_nano_patch2_8", embed_dim=16, depth=2)
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """What each of the two processes does: gradients of its half of the batch, then a short run."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    images, targets = joint_batch()
+    model = same_model()
+    compute_gradients(DistributedDataParallel(model), images[rank * 4 : rank * 4 + 4], targets[rank * 4 : rank * 4 + 4])
+    result = train(TrainConfig(out=f"{folder}/run", **PLAIN))
+    torch.save(
+        {"gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
+         "history": result.history},
+        f"{folder}/{rank}.pt",
+    )  # fmt: skip
+    dist.destroy_process_group()
+
+
+PLAIN = dict(TINY, data="shapes", epochs=1, batch_size=400, flip=0.0, crop=0, smoothing=0.0, progress=False)
+
+
+def test_two_processes_do_the_work_of_one(tmp_path):
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    model = same_model()
+    compute_gradients(model, *joint_batch())
+    for parameter, *gradients in zip(model.parameters(), *(rank["gradients"] for rank in ranks), strict=True):
+        for gradient in gradients:
+            assert torch.allclose(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+    assert same(ranks[0]["weights"], ranks[1]["weights"])
+    alone = train(TrainConfig(out=str(tmp_path / "alone"), **PLAIN)).history[-1]
+    for rank in ranks:
+        assert rank["history"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+        assert rank["history"][-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
+    assert len(records_of(tmp_path / "run")) == 1  # only one of the two writes
+
+
+def test_torchrun_trains(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"from minivim.train import *\ntrain(TrainConfig(out={str(tmp_path / 'run')!r}, **{PLAIN!r}))\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(records_of(tmp_path / "run")) == 1
