@@ -274,8 +274,6 @@ class Trainer:
     def open_folder(self) -> None:
         """Start the run's folder, or load the state that is in it."""
         state = self.out / STATE_FILE
-        if (self.out / CONFIG_FILE).exists() and not self.config.resume:
-            raise ValueError(f"out is {str(self.out)!r}, which holds a run; it must be a new folder, or resume be set")
         if self.config.resume and state.exists():
             self.load_state(state)
         if self.team.size > 1:
@@ -387,6 +385,8 @@ def train(config: TrainConfig) -> TrainResult:
     Raises ValueError for impossible settings and for a loss that is no longer finite.
     """
     config = resolve(config)
+    if (Path(config.out) / CONFIG_FILE).exists() and not config.resume:  # before the data, which takes a while to load
+        raise ValueError(f"out is {config.out!r}, which holds a run; it must be a new folder, or resume be set")
     with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
         data = load_data(config.data, img_size=config.img_size)
         trainer = Trainer(config, data, team)
