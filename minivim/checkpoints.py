@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -40,15 +39,15 @@ OFFICIAL_SSM = {
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
