@@ -171,17 +171,6 @@ def store_vector(builder, value, place, align):
 
 
 @intrinsic
-def scalar(typingctx, memory, index):
-    """The number at memory[index]."""
-
-    def codegen(context, builder, sig, args):
-        place = element(context, builder, args[0], args[1], sig.return_type)
-        return builder.load(place, typ=context.get_value_type(sig.return_type))
-
-    return memory.dtype(memory, types.int64), codegen
-
-
-@intrinsic
 def splat(typingctx, memory, index):
     """The number at memory[index] in every lane."""
 

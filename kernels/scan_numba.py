@@ -44,7 +44,7 @@ LN2 = 0.6931471805599453
 
 @njit(error_model="numpy")
 def load_inputs(record, b, first, steps, e, count, dt, u, dtype):
-    """delta after bias and softplus, and u, of one tile; returns nothing: the tile's unused steps hold leftovers."""
+    """Fill dt (delta after bias and softplus) and u of one tile; steps beyond the last keep what they held."""
     fields = unpack(record, FORWARD)
     u_a, u_b, u_t, delta_a, delta_b, delta_t = fields[:6]
     bias, use_softplus = fields[20], fields[24]

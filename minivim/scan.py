@@ -181,11 +181,11 @@ def bidirectional_scan(
                  own u; delta before softplus. `back` walks from L - 1 down to 0.
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
-    for u, delta, A, B, C, D, delta_bias in (ahead, back):
-        _check_inputs(u, delta, A, B, C, D, z, delta_bias, None)
     if choose_backend(backend, z.device) == "numba":
         from minivim.kernels.scan_pair import bidirectional_scan as scan
 
+        for *tensors, delta_bias in (ahead, back):
+            _check_inputs(*tensors, z, delta_bias, None)
         return scan(ahead, back, z)
     y = [
         selective_scan(*tensors[:6], z, tensors[6], True, reverse=reverse, backend=backend)
