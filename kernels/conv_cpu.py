@@ -10,7 +10,7 @@ from torch import Tensor
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """silu of the depthwise causal convolution; x (B, L, E), weight (E, K), bias (E,); reverse looks ahead."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
-    x_rows, w, bias = rows(x, dtype), weight.to(dtype).t().contiguous(), rows(bias, dtype)
+    x_rows, w, bias = rows(x, dtype), weight.to(dtype).contiguous(), rows(bias, dtype)
     y = torch.empty(batch, L, E, dtype=dtype)
     fields = [*walk(x_rows, reverse), *walk(y, reverse), w.data_ptr(), bias.data_ptr()]
     host.run(conv_numba, "forward", dtype, [batch, L, E, K], fields, batch * L * E * K)
@@ -26,7 +26,7 @@ def _(x, weight, bias, reverse):
 def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
-    x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).t().contiguous()
+    x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).contiguous()
     bias_row = rows(bias, dtype)
     dx, sums = torch.empty(batch, L, E, dtype=dtype), torch.empty(partition(batch, E)[0], K + 1, E, dtype=dtype)
     steps = [*walk(x_rows, reverse), *walk(dy, reverse), w.data_ptr(), bias_row.data_ptr(), *walk(dx, reverse)]
@@ -46,12 +46,13 @@ def save_inputs(ctx, inputs, output):
 
 
 def conv_gradient(ctx, dy):
-    return *conv_backward(*ctx.saved_tensors, dy, ctx.reverse), None
+    run_backward = host.entry(conv_backward, ctx.saved_tensors)
+    return *run_backward(*ctx.saved_tensors, dy, ctx.reverse), None
 
 
-conv.register_autograd(conv_gradient, setup_context=save_inputs)
+host.differentiate(conv, save_inputs, conv_gradient)
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
-    """The operator, or its plain function where no gradient can be asked for."""
-    return host.entry(conv, x, host.wants_gradient((x, weight, bias)))(x, weight, bias, reverse)
+    tensors = (x, weight, bias)
+    return host.entry(conv, tensors, host.wants_gradient(tensors))(*tensors, reverse)

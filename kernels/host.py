@@ -9,6 +9,9 @@ from minivim.kernels.lanes import LANES
 from minivim.kernels.parallel import launch
 from numba import cfunc, int64, void
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
 GROUP = 6 * LANES  # channels of one task: they share their partial sums of dB and dC
@@ -74,10 +77,27 @@ def operator(name: str):
     return register
 
 
-def entry(registered, x: Tensor, gradient: bool):
-    """The operator, or its plain function where nobody asks for a gradient or records operators: 30 us less a call."""
-    watched = gradient or type(x) is not Tensor or torch.compiler.is_compiling()
-    return registered if watched else registered.plain
+def differentiate(registered, setup_context, gradient) -> None:
+    """Give an operator its gradient, and an autograd function of the same parts, for `entry`, as `eager`."""
+    registered.register_autograd(gradient, setup_context=setup_context)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = registered.plain(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(once_differentiable(gradient))
+
+    registered.eager = Eager
+
+
+def entry(registered, tensors, gradient: bool = False):
+    """The operator where someone records operators, else what it runs, without the dispatcher: 0.3 ms less a call."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(tensors[0]) not in (Tensor, Parameter):
+        return registered
+    return registered.eager.apply if gradient else registered.plain
 
 
 def wants_gradient(tensors) -> bool:

@@ -213,6 +213,20 @@ def load_four(typingctx, memory, index):
 
 
 @intrinsic
+def prefetch(typingctx, memory, index):
+    """Ask for the cache line of memory[index]; nothing happens where there is no such memory."""
+
+    def codegen(context, builder, sig, args):
+        place = builder.bitcast(element(context, builder, args[0], args[1], sig.args[0].dtype), cgutils.voidptr_t)
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, number(0), number(3), number(1)])  # to read, to keep, data
+
+    return types.void(memory, types.int64), codegen
+
+
+@intrinsic
 def store(typingctx, memory, index, value):
     """Write a vector to memory[index] and on."""
 

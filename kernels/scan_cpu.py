@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from minivim.kernels import host, scan_numba
 from minivim.kernels.host import compute_dtype, partition, pointer, rows, walk
-from minivim.kernels.lanes import LOG2E
 from minivim.kernels.scan_numba import CHUNK, RECORD
 from torch import Tensor
 
@@ -17,7 +16,7 @@ MAX_STATES = 64  # the backward pass keeps its sums on the stack
 
 
 class Direction(NamedTuple):
-    """One scan, as the kernels want it: one dtype, unit stride along channels and states, A = A^T log2(e)."""
+    """One scan, as the kernels want it: one dtype, unit stride along channels, states in fours."""
 
     u: Tensor
     delta: Tensor
@@ -32,30 +31,32 @@ class Direction(NamedTuple):
 
 def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
     """States are taken four at a time; the missing ones are zero."""
-    missing = -x.shape[-1] % 4
-    return rows(F.pad(x, (0, missing)) if missing else x, dtype)
+    return rows(F.pad(x, (0, padded(x) - x.shape[-1])) if x.shape[-1] % 4 else x, dtype)
+
+
+def padded(A: Tensor) -> int:
+    """The number of states, rounded up to a multiple of 4."""
+    return A.shape[-1] + -A.shape[-1] % 4
 
 
 def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction:
-    A = (pad_states(A, dtype) * LOG2E).t().contiguous()
+    u, delta, B, C = rows(u, dtype), rows(delta, dtype), pad_states(B, dtype), pad_states(C, dtype)
     D, bias = (x if x is None else rows(x, dtype) for x in (D, bias))
-    return Direction(
-        rows(u, dtype), rows(delta, dtype), A, pad_states(B, dtype), pad_states(C, dtype), D, bias, softplus, reverse
-    )
+    return Direction(u, delta, A.to(dtype), B, C, D, bias, softplus, reverse)
 
 
-def forward_record(part: Direction, z, out, state, index: int, share: int) -> list[int]:
+def forward_record(part: Direction, z, out, state, index: int, share: int, fresh: bool) -> list[int]:
     """The fields of `scan_numba` that both passes read; state (B, 1 or chunks + 1, N, E)."""
     back = part.reverse
     arrays = [field for x in (part.u, part.delta, z, out, part.B, part.C) for field in walk(x, back)]
     between = state.stride(1) if state.shape[1] > 1 else 0
     vectors = [part.A.data_ptr(), pointer(part.D), pointer(part.bias), state.data_ptr(), state.stride(0), between]
-    return [*arrays, *vectors, int(part.softplus), int(index > 0), share]
+    return [*arrays, *vectors, part.softplus, index > 0, share, *part.A.stride(), part.A.shape[1], fresh]
 
 
 def run(name: str, parts: list[Direction], records: list[list[int]]) -> None:
     """One launch for all directions."""
-    (batch, L, E), N = parts[0].u.shape, parts[0].A.shape[0]
+    (batch, L, E), N = parts[0].u.shape, padded(parts[0].A)
     fields = [field for record in records for field in record + [0] * (RECORD - len(record))]
     sizes = [batch, L, E, N, len(parts)]
     host.run(scan_numba, name, parts[0].u.dtype, sizes, fields, batch * L * E * N * len(parts))
@@ -65,14 +66,13 @@ def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> 
     """out (B, L, E) and the states (directions, B, 1 or chunks + 1, N, E), of which the last is the final one."""
     u = parts[0].u
     batch, L, E = u.shape
-    N = parts[0].A.shape[0]
-    states = u.new_empty(len(parts), batch, slots(L, save), N, E)
-    states[:, :, 0] = 0
+    states = u.new_empty(len(parts), batch, slots(L, save), padded(parts[0].A), E)
     if initial_state is not None:
-        states[0, :, 0, : initial_state.shape[2]] = initial_state.transpose(1, 2)
+        states[0, :, 0] = pad_states(initial_state, u.dtype).transpose(1, 2)
     z = None if z is None else rows(z, u.dtype)
     out = torch.empty(batch, L, E, dtype=u.dtype)
-    records = [forward_record(part, z, out, states[i], i, len(parts)) for i, part in enumerate(parts)]
+    fresh = initial_state is None
+    records = [forward_record(part, z, out, states[i], i, len(parts), fresh) for i, part in enumerate(parts)]
     run("forward", parts, records)
     return out.to(out_dtype), states
 
@@ -81,33 +81,33 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
     """For each direction (du, ddelta, dA, dB, dC, dD, dbias, dh0), in the kernels' layout, and dz."""
     u = parts[0].u
     batch, L, E = u.shape
-    N = parts[0].A.shape[0]
+    N = padded(parts[0].A)
     slabs, groups = partition(batch, E)
     z, dout = None if z is None else rows(z, u.dtype), rows(dout, u.dtype)
     dz = None if z is None else torch.empty(batch, L, E, dtype=u.dtype)
     records, buffers = [], []
     for i, part in enumerate(parts):
         du, ddelta = (torch.empty(batch, L, E, dtype=u.dtype) for _ in range(2))
-        sums = torch.empty(2, groups, batch, L, N, dtype=u.dtype)
-        dA = torch.zeros(slabs, N, E, dtype=u.dtype)
-        dD, dbias = (torch.zeros(slabs, E, dtype=u.dtype) for _ in range(2))
-        dh = torch.zeros(batch, N, E, dtype=u.dtype)
+        sums = torch.empty(2, groups, batch, L, N, dtype=u.dtype)  # dB and dC of each group of channels
+        totals = torch.empty(slabs, N + 2, E, dtype=u.dtype)  # dA, dD and dbias of each part of the batch
+        dh = torch.empty(batch, N, E, dtype=u.dtype)
         if dlast is not None:
-            dh[:, : dlast.shape[2]] = dlast.transpose(1, 2)
+            dh.copy_(pad_states(dlast, u.dtype).transpose(1, 2))
         back = part.reverse
         start, step_b, step_t = walk(du, back)
         shift = start - du.data_ptr()
         gradients = [start, ddelta.data_ptr() + shift, 0 if dz is None else dz.data_ptr() + shift, step_b, step_t]
         (dB, sum_b, sum_t), (dC, _, _) = walk(sums[0, 0], back), walk(sums[1, 0], back)
-        partial = [dB, dC, batch * L * N, sum_b, sum_t, dA.data_ptr(), dh.data_ptr(), dD.data_ptr(), dbias.data_ptr()]
-        forward_fields = forward_record(part, z, None, states[i], i, len(parts))
-        records.append([*forward_fields, *walk(dout, back), *gradients, *partial])
-        buffers.append((du, ddelta, dA, *sums, dD, dbias, dh))
+        dA, row = totals.data_ptr(), E * totals.element_size()
+        partial = [dB, dC, batch * L * N, sum_b, sum_t, dA, dh.data_ptr(), dA + N * row, dA + (N + 1) * row]
+        forward_fields = forward_record(part, z, None, states[i], i, len(parts), False)
+        records.append([*forward_fields, *walk(dout, back), *gradients, *partial, dlast is None])
+        buffers.append((du, ddelta, sums, totals, dh))
     run("backward", parts, records)
-    reduced = [
-        (du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0), dD.sum(0), dbias.sum(0), dh)
-        for du, ddelta, dA, dB, dC, dD, dbias, dh in buffers
-    ]
+    reduced = []
+    for du, ddelta, sums, totals, dh in buffers:
+        dB, dC, totals = sums[0].sum(0), sums[1].sum(0), totals.sum(0)
+        reduced.append((du, ddelta, totals[:N], dB, dC, totals[N].clone(), totals[N + 1].clone(), dh))
     return reduced, dz
 
 
@@ -209,14 +209,15 @@ def scan_gradient(ctx, dout, dlast, _):
     u, delta, A, B, C, D, z, delta_bias, states = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(u)
-    du, ddelta, dA, dB, dC, dD, dbias, dh, *dz = scan_backward(
+    run_backward = host.entry(scan_backward, ctx.saved_tensors)
+    du, ddelta, dA, dB, dC, dD, dbias, dh, *dz = run_backward(
         u, delta, A, B, C, D, z, delta_bias, states, dout, dlast, ctx.softplus, ctx.reverse
     )
     dD, dbias, dh = optional(dD, D), optional(dbias, delta_bias), optional(dh, ctx.initial_state)
     return du, ddelta, dA, dB, dC, dD, dz[0] if dz else None, dbias, dh, None, None, None
 
 
-scan.register_autograd(scan_gradient, setup_context=save_inputs)
+host.differentiate(scan, save_inputs, scan_gradient)
 
 
 def check_states(A: Tensor) -> None:
@@ -231,5 +232,5 @@ def selective_scan(
     check_states(A)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = host.wants_gradient(tensors)
-    out, last_state, _ = host.entry(scan, u, save)(*tensors, delta_softplus, reverse, save)
+    out, last_state, _ = host.entry(scan, tensors, save)(*tensors, delta_softplus, reverse, save)
     return out, last_state

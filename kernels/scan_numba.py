@@ -11,11 +11,12 @@ With a[t] = exp(delta[t] A), g[t] = d loss / d h[t] and dy = d loss / d y:
 
 A time-reversed scan is the same code on negative strides. Several directions share one call, one gate z and one
 output, their mean. Sizes, addresses and strides (in elements) travel in one int64 array: a header, then a record for
-each direction; address 0 means absent. A holds A log2(e), transposed to (N, E), and N is a multiple of 4.
+each direction; address 0 means absent. N is a multiple of 4; the states that A lacks are zero.
 """
 
 from minivim.kernels.lanes import (
     LANES,
+    LOG2E,
     exp2_four,
     fma,
     load,
@@ -23,6 +24,7 @@ from minivim.kernels.lanes import (
     load_part,
     next_task,
     pointer,
+    prefetch,
     sigmoid,
     softplus,
     splat,
@@ -37,13 +39,33 @@ from numba import float32, float64, int64, njit
 
 CHUNK = 16  # steps between two saved states: at N = 16 they cost as much memory as one (B, L, E) tensor
 HEADER = 9  # counter, tasks, slabs, groups, B, L, E, N, directions
-FORWARD = 27  # fields of a record that the forward pass needs
-RECORD = 44  # all fields: the backward pass adds 17
+FORWARD = 31  # fields of a record that the forward pass needs
+RECORD = 49  # all fields: the backward pass adds 18
 LN2 = 0.6931471805599453
 
 
 @njit(error_model="numpy")
-def load_inputs(record, b, first, steps, e, count, dt, u, dtype):
+def pack(record, e, width, E, N, packed, dtype):
+    """A log2(e), transposed to (N, width), for the channels from `e` on; zero beyond the last channel and state."""
+    fields = unpack(record, FORWARD)
+    A, A_e, A_n, states = pointer(fields[18], dtype), fields[27], fields[28], fields[29]
+    for n in range(N):
+        for k in range(width):
+            inside = n < states and e + k < E
+            packed[n * width + k] = A[(e + k) * A_e + n * A_n] * LOG2E if inside else 0.0
+
+
+@njit(error_model="numpy")
+def clear(address, place, rows, count, E, dtype):
+    """Zero `count` channels of `rows` rows of a (..., E) array, the first of them at `place`."""
+    memory = pointer(address, dtype)
+    for row in range(rows):
+        for k in range(count):
+            memory[place + row * E + k] = 0.0
+
+
+@njit(error_model="numpy")
+def load_inputs(record, b, first, steps, e, count, ahead, dt, u, dtype):
     """Fill dt (delta after bias and softplus) and u of one tile; steps beyond the last keep what they held."""
     fields = unpack(record, FORWARD)
     u_a, u_b, u_t, delta_a, delta_b, delta_t = fields[:6]
@@ -51,19 +73,23 @@ def load_inputs(record, b, first, steps, e, count, dt, u, dtype):
     bias_e = zero(dtype)
     if bias != 0:
         bias_e = load_part(pointer(bias, dtype), e, count)
-    for i in range(steps):
-        store(u, i * LANES, load_part(pointer(u_a, dtype), b * u_b + (first + i) * u_t + e, count))
-        dt_i = load_part(pointer(delta_a, dtype), b * delta_b + (first + i) * delta_t + e, count)
-        store(dt, i * LANES, dt_i + bias_e)
+    load_tile(u_a, b * u_b + first * u_t + e, u_t, steps, count, ahead, u, dtype)
+    load_tile(delta_a, b * delta_b + first * delta_t + e, delta_t, steps, count, ahead, dt, dtype)
+    for i in range(0, CHUNK * LANES, LANES):
+        store(dt, i, load(dt, i) + bias_e)
     if use_softplus:
         for i in range(0, CHUNK * LANES, 4 * LANES):
             store(dt, i, softplus(load_four(dt, i)))
 
 
 @njit(error_model="numpy")
-def load_tile(address, start, stride, steps, count, tile, dtype):
+def load_tile(address, start, stride, steps, count, ahead, tile, dtype):
+    """Copy `steps` rows to the tile, and ask for the rows `ahead` steps further on, the next tile's."""
+    memory = pointer(address, dtype)
     for i in range(steps):
-        store(tile, i * LANES, load_part(pointer(address, dtype), start + i * stride, count))
+        place = start + i * stride
+        store(tile, i * LANES, load_part(memory, place, count))
+        prefetch(memory, place + ahead * stride)
 
 
 @njit(error_model="numpy")
@@ -76,14 +102,14 @@ def store_tile(address, start, stride, steps, count, tile, accumulate, dtype):
 
 
 @njit(error_model="numpy")
-def forward_tile(record, b, first, steps, e, E, N, dt, u, y, dtype):
-    """`steps` steps from `first` on, for LANES channels from `e` on."""
+def forward_tile(record, b, first, steps, start, width, e, E, N, A, dt, u, y, dtype):
+    """`steps` steps from `first` on, for LANES channels from `e` on; A (N, width) begins with channel `start`."""
     fields = unpack(record, FORWARD)
-    z, z_b, z_t, out, out_b, out_t, B, B_b, B_t, C, C_b, C_t, A, D = fields[6:20]
+    z, z_b, z_t, out, out_b, out_t, B, B_b, B_t, C, C_b, C_t, _, D = fields[6:20]
     state, state_b, state_t, _, accumulate, share = fields[21:27]
-    A_p, B_p, C_p, state_p = pointer(A, dtype), pointer(B, dtype), pointer(C, dtype), pointer(state, dtype)
+    B_p, C_p, state_p = pointer(B, dtype), pointer(C, dtype), pointer(state, dtype)
     count = E - e
-    load_inputs(record, b, first, steps, e, count, dt, u, dtype)
+    load_inputs(record, b, first, steps, e, count, CHUNK, dt, u, dtype)
     D_e = zero(dtype)
     if D != 0:
         D_e = load_part(pointer(D, dtype), e, count)
@@ -92,9 +118,8 @@ def forward_tile(record, b, first, steps, e, E, N, dt, u, y, dtype):
         store(u, i, load(dt, i) * load(u, i))  # from here on: delta * u
     B_0, C_0 = b * B_b + first * B_t, b * C_b + first * C_t
     for n in range(0, N, 4):
-        a, h = n * E + e, b * state_b + (first // CHUNK) * state_t + n * E + e
-        A0, A1 = load_part(A_p, a, count), load_part(A_p, a + E, count)
-        A2, A3 = load_part(A_p, a + 2 * E, count), load_part(A_p, a + 3 * E, count)
+        a, h = n * width + e - start, b * state_b + (first // CHUNK) * state_t + n * E + e
+        A0, A1, A2, A3 = load(A, a), load(A, a + width), load(A, a + 2 * width), load(A, a + 3 * width)
         h0, h1 = load_part(state_p, h, count), load_part(state_p, h + E, count)
         h2, h3 = load_part(state_p, h + 2 * E, count), load_part(state_p, h + 3 * E, count)
         for i in range(steps):
@@ -113,7 +138,7 @@ def forward_tile(record, b, first, steps, e, E, N, dt, u, y, dtype):
         store_part(state_p, h + 2 * E, h2, count)
         store_part(state_p, h + 3 * E, h3, count)
     if z != 0:
-        load_tile(z, b * z_b + first * z_t + e, z_t, steps, count, dt, dtype)
+        load_tile(z, b * z_b + first * z_t + e, z_t, steps, count, CHUNK, dt, dtype)
     for i in range(0, CHUNK * LANES, 4 * LANES):
         y_i = load_four(y, i) * (1.0 / share)
         if z != 0:
@@ -129,16 +154,24 @@ def forward(arguments, dtype):
     _, tasks, slabs, groups, batch, L, E, N, directions = unpack(counter, HEADER)
     dt, u, y = stack(CHUNK * LANES, dtype), stack(CHUNK * LANES, dtype), stack(CHUNK * LANES, dtype)
     blocks = (E + LANES - 1) // LANES
+    A = stack(N * LANES * ((blocks + groups - 1) // groups), dtype)
     task = next_task(counter)
     while task < tasks:
         slab, group = task // groups, task % groups
-        for b in range(slab * batch // slabs, (slab + 1) * batch // slabs):
-            for direction in range(directions):
-                record = pointer(arguments + 8 * (HEADER + direction * RECORD), int64)
+        start, stop = group * blocks // groups * LANES, (group + 1) * blocks // groups * LANES
+        width = stop - start
+        for direction in range(directions):
+            record = pointer(arguments + 8 * (HEADER + direction * RECORD), int64)
+            fields = unpack(record, FORWARD)
+            state, state_b, fresh = fields[21], fields[22], fields[30]
+            pack(record, start, width, E, N, A, dtype)
+            for b in range(slab * batch // slabs, (slab + 1) * batch // slabs):
+                if fresh:
+                    clear(state, b * state_b + start, N, min(width, E - start), E, dtype)
                 for first in range(0, L, CHUNK):
                     steps = min(CHUNK, L - first)
-                    for block in range(group * blocks // groups, (group + 1) * blocks // groups):
-                        forward_tile(record, b, first, steps, block * LANES, E, N, dt, u, y, dtype)
+                    for e in range(start, stop, LANES):
+                        forward_tile(record, b, first, steps, start, width, e, E, N, A, dt, u, y, dtype)
         task = next_task(counter)
 
 
@@ -164,21 +197,21 @@ def reverse_step(g, A, dA, now, ddt, ddtu, B, C, saved, place, dB, dC, sums):
 
 
 @njit(error_model="numpy")
-def backward_states(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC, dtype):
+def backward_states(record, b, slab, first, steps, start, width, e, E, N, A, tiles, saved, dB, dC, dtype):
     """All states of one tile: forward again from the saved h, then back."""
     dt, dtu, dy, y, ddt, ddtu = tiles[:6]
     fields = unpack(record, RECORD)
-    B, B_b, B_t, C, C_b, C_t, A = fields[12:19]
+    B, B_b, B_t, C, C_b, C_t = fields[12:18]
     state, state_b, state_t = fields[21:24]
-    dA, dh = fields[40], fields[41]
-    A_p, B_p, C_p, state_p = pointer(A, dtype), pointer(B, dtype), pointer(C, dtype), pointer(state, dtype)
+    dA, dh = fields[44], fields[45]
+    B_p, C_p, state_p = pointer(B, dtype), pointer(C, dtype), pointer(state, dtype)
     dA_p, dh_p = pointer(dA, dtype), pointer(dh, dtype)
     count = E - e
     for n in range(0, N, 4):
-        a, h, s = n * E + e, b * state_b + (first // CHUNK) * state_t + n * E + e, slab * N * E + n * E + e
+        a, h = n * width + e - start, b * state_b + (first // CHUNK) * state_t + n * E + e
+        g, s = (b * N + n) * E + e, (slab * (N + 2) + n) * E + e
         B_0, C_0 = b * B_b + first * B_t + n, b * C_b + first * C_t + n
-        A0, A1 = load_part(A_p, a, count), load_part(A_p, a + E, count)
-        A2, A3 = load_part(A_p, a + 2 * E, count), load_part(A_p, a + 3 * E, count)
+        A0, A1, A2, A3 = load(A, a), load(A, a + width), load(A, a + 2 * width), load(A, a + 3 * width)
         h0, h1 = load_part(state_p, h, count), load_part(state_p, h + E, count)
         h2, h3 = load_part(state_p, h + 2 * E, count), load_part(state_p, h + 3 * E, count)
         for i in range(steps):
@@ -191,7 +224,6 @@ def backward_states(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC
             h3 = recompute_step(h3, a3, dtu_i, splat(B_p, B_i + 3), place + 6 * LANES, saved)
             y_i = fma(h0, splat(C_p, C_i), fma(h1, splat(C_p, C_i + 1), y_i))
             store(y, i * LANES, fma(h2, splat(C_p, C_i + 2), fma(h3, splat(C_p, C_i + 3), y_i)))
-        g = b * N * E + a
         g0, g1 = load_part(dh_p, g, count), load_part(dh_p, g + E, count)
         g2, g3 = load_part(dh_p, g + 2 * E, count), load_part(dh_p, g + 3 * E, count)
         dA0, dA1 = load_part(dA_p, s, count), load_part(dA_p, s + E, count)
@@ -222,36 +254,36 @@ def backward_states(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC
 
 @njit(error_model="numpy")
 def add_part(address, place, value, count, dtype):
-    if address != 0:
-        store_part(pointer(address, dtype), place, value + load_part(pointer(address, dtype), place, count), count)
+    memory = pointer(address, dtype)
+    store_part(memory, place, value + load_part(memory, place, count), count)
 
 
 @njit(error_model="numpy")
-def backward_tile(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC, dtype):
+def backward_tile(record, b, slab, first, steps, start, width, e, E, N, A, tiles, saved, dB, dC, dtype):
     """The gradients of one tile; dB and dC are summed over the tiles of a group, lane by lane."""
     dt, dtu, dy, y, ddt, ddtu, slope, gate = tiles
     fields = unpack(record, RECORD)
     z, z_b, z_t = fields[6:9]
     D, bias, use_softplus, accumulate, share = fields[19], fields[20], fields[24], fields[25], fields[26]
     u_a, u_b, u_t, delta_a, delta_b, delta_t = fields[:6]
-    dout, dout_b, dout_t, du, ddelta, dz, d_b, d_t = fields[27:35]
-    dD, dbias = fields[42:44]
+    dout, dout_b, dout_t, du, ddelta, dz, d_b, d_t = fields[31:39]
+    dD, dbias = fields[46:48]
     count = E - e
-    load_inputs(record, b, first, steps, e, count, dt, dtu, dtype)
-    load_tile(dout, b * dout_b + first * dout_t + e, dout_t, steps, count, dy, dtype)
+    load_inputs(record, b, first, steps, e, count, -CHUNK, dt, dtu, dtype)
+    load_tile(dout, b * dout_b + first * dout_t + e, dout_t, steps, count, -CHUNK, dy, dtype)
     D_e, bias_e = zero(dtype), zero(dtype)
     if D != 0:
         D_e = load_part(pointer(D, dtype), e, count)
     if bias != 0:
         bias_e = load_part(pointer(bias, dtype), e, count)
     if use_softplus:
-        load_tile(delta_a, b * delta_b + first * delta_t + e, delta_t, steps, count, slope, dtype)
+        load_tile(delta_a, b * delta_b + first * delta_t + e, delta_t, steps, count, 0, slope, dtype)
         for i in range(0, CHUNK * LANES, LANES):
             store(slope, i, load(slope, i) + bias_e)
         for i in range(0, CHUNK * LANES, 4 * LANES):
             store(slope, i, sigmoid(load_four(slope, i)))
     if z != 0:
-        load_tile(z, b * z_b + first * z_t + e, z_t, steps, count, gate, dtype)
+        load_tile(z, b * z_b + first * z_t + e, z_t, steps, count, -CHUNK, gate, dtype)
     for i in range(0, CHUNK * LANES, 4 * LANES):
         dy_i = load_four(dy, i) * (1.0 / share)
         if z != 0:
@@ -265,7 +297,7 @@ def backward_tile(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC, 
         store(dtu, i, load(dt, i) * load(dtu, i))
         store(ddt, i, zero(dtype))
         store(ddtu, i, zero(dtype))
-    backward_states(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC, dtype)
+    backward_states(record, b, slab, first, steps, start, width, e, E, N, A, tiles, saved, dB, dC, dtype)
     sum_D, sum_bias = zero(dtype), zero(dtype)
     for i in range(steps):
         u_i = load_part(pointer(u_a, dtype), b * u_b + (first + i) * u_t + e, count)
@@ -284,15 +316,15 @@ def backward_tile(record, b, slab, first, steps, e, E, N, tiles, saved, dB, dC, 
     store_tile(ddelta, place, d_t, steps, count, ddt, 0, dtype)
     if z != 0:
         store_tile(dz, place, d_t, steps, count, gate, accumulate, dtype)
-    add_part(dD, slab * E + e, sum_D, count, dtype)
-    add_part(dbias, slab * E + e, sum_bias, count, dtype)
+    add_part(dD, slab * (N + 2) * E + e, sum_D, count, dtype)
+    add_part(dbias, slab * (N + 2) * E + e, sum_bias, count, dtype)
 
 
 @njit(error_model="numpy")
 def store_sums(record, group, b, first, steps, N, dB, dC, dtype):
     """What a group of channels adds to dB and dC: sums over the lanes, in memory that no other thread writes."""
     fields = unpack(record, RECORD)
-    dB_a, dC_a, sum_g, sum_b, sum_t = fields[35:40]
+    dB_a, dC_a, sum_g, sum_b, sum_t = fields[39:44]
     for i in range(steps):
         for n in range(N):
             place, lanes = group * sum_g + b * sum_b + (first + i) * sum_t + n, (i * N + n) * LANES
@@ -317,20 +349,31 @@ def backward(arguments, dtype):
     )
     saved, dB, dC = stack(8 * tile, dtype), stack(N * tile, dtype), stack(N * tile, dtype)
     blocks, chunks = (E + LANES - 1) // LANES, (L + CHUNK - 1) // CHUNK
+    A = stack(N * LANES * ((blocks + groups - 1) // groups), dtype)
     task = next_task(counter)
     while task < tasks:
         slab, group = task // groups, task % groups
-        for b in range(slab * batch // slabs, (slab + 1) * batch // slabs):
-            for direction in range(directions):
-                record = pointer(arguments + 8 * (HEADER + direction * RECORD), int64)
+        start, stop = group * blocks // groups * LANES, (group + 1) * blocks // groups * LANES
+        width = stop - start
+        for direction in range(directions):
+            record = pointer(arguments + 8 * (HEADER + direction * RECORD), int64)
+            fields = unpack(record, RECORD)
+            dA, dh, fresh = fields[44], fields[45], fields[48]
+            pack(record, start, width, E, N, A, dtype)
+            clear(dA, slab * (N + 2) * E + start, N + 2, min(width, E - start), E, dtype)
+            for b in range(slab * batch // slabs, (slab + 1) * batch // slabs):
+                if fresh:
+                    clear(dh, b * N * E + start, N, min(width, E - start), E, dtype)
                 for chunk in range(chunks - 1, -1, -1):
                     first = chunk * CHUNK
                     steps = min(CHUNK, L - first)
                     for i in range(0, N * tile, LANES):
                         store(dB, i, zero(dtype))
                         store(dC, i, zero(dtype))
-                    for block in range(group * blocks // groups, (group + 1) * blocks // groups):
-                        backward_tile(record, b, slab, first, steps, block * LANES, E, N, tiles, saved, dB, dC, dtype)
+                    for e in range(start, stop, LANES):
+                        backward_tile(
+                            record, b, slab, first, steps, start, width, e, E, N, A, tiles, saved, dB, dC, dtype
+                        )
                     store_sums(record, group, b, first, steps, N, dB, dC, dtype)
         task = next_task(counter)
 

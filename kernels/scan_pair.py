@@ -73,11 +73,11 @@ def scan_pair_gradient(ctx, dout, _):
     if dout is None:
         return (None,) * 17
     *tensors, z, states = ctx.saved_tensors
-    gradients = scan_pair_backward(tensors, z, states, dout, ctx.softplus)
+    gradients = host.entry(scan_pair_backward, tensors)(tensors, z, states, dout, ctx.softplus)
     return *(g.to(x.dtype) for g, x in zip(gradients, (*tensors, z), strict=True)), None, None
 
 
-scan_pair.register_autograd(scan_pair_gradient, setup_context=save_inputs)
+host.differentiate(scan_pair, save_inputs, scan_pair_gradient)
 
 
 def bidirectional_scan(ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: Tensor) -> Tensor:
@@ -85,5 +85,5 @@ def bidirectional_scan(ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: T
     check_states(ahead[2])
     tensors = (*ahead, *back, z)
     save = host.wants_gradient(tensors)
-    out, _ = host.entry(scan_pair, z, save)(*tensors, True, save)
+    out, _ = host.entry(scan_pair, tensors, save)(*tensors, True, save)
     return out

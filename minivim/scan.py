@@ -69,18 +69,21 @@ def missing(backend: str) -> str | None:
     return f"{module} is not installed; install it with: pip install 'minivim[{extra}]'"
 
 
+def can_run(backend: str, kind: str) -> bool:
+    """Whether `backend` is installed and runs on devices of this kind ("cpu", "cuda", ...)."""
+    return BACKENDS[backend][0] in (None, kind) and INSTALLED[backend]
+
+
 def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """The names of the backends that can run on `device`, best first."""
-    kind = torch.device(device).type
-    return tuple(name for name, (only, _, _) in BACKENDS.items() if only in (None, kind) and INSTALLED[name])
+    return tuple(name for name in BACKENDS if can_run(name, torch.device(device).type))
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
     """The backend that will run: the best for "auto". ValueError if it is unknown or cannot run, with the reason."""
-    available = available_backends(device)
     if backend == "auto":
-        return available[0]
-    if backend in available:
+        return next(name for name in BACKENDS if can_run(name, device.type))
+    if backend in BACKENDS and can_run(backend, device.type):
         return backend
     names = ", ".join(map(repr, ("auto", *BACKENDS)))
     if backend not in BACKENDS:

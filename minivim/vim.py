@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, check_choice, check_whole
 from minivim.mamba import SelectiveSSM
+from minivim.norm import AddRMSNorm
 from minivim.scan import bidirectional_scan, choose_backend
 
 __all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
-
-NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +88,15 @@ class VimBlock(nn.Module):
     def __init__(self, config: VimConfig, drop_path_rate: float = 0.0):
         super().__init__()
         self.drop_path = DropPath(drop_path_rate)
-        self.norm = nn.RMSNorm(config.embed_dim, eps=NORM_EPS)
+        self.norm = AddRMSNorm(config.embed_dim)
         self.mixer = VimMixer(config)
 
     def forward(
         self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """(update, residual) -> (this block's update, the residual with the incoming one added, at least float32)."""
-        residual = add_residual(self.drop_path(update), residual)
-        return self.mixer(self.norm(residual.to(self.norm.weight.dtype))), residual
-
-
-def add_residual(update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None) -> Float[Tensor, "B L D"]:
-    """The residual stream: float32 whatever the precision of the updates; it begins with the first of them."""
-    if residual is None:
-        return update.to(torch.promote_types(update.dtype, torch.float32))
-    return residual + update
+        x, residual = self.norm(self.drop_path(update), residual, self.mixer.backend)
+        return self.mixer(x), residual
 
 
 class VisionMamba(Backbone):
@@ -116,16 +108,16 @@ class VisionMamba(Backbone):
         # A block's drop path acts on the update that comes in, hence on the block before.
         rates = [0.0, *(config.drop_path_rate * i / last for i in range(config.depth - 1))]
         self.blocks = nn.ModuleList(VimBlock(config, rate) for rate in rates)
+        self.backend = "auto"
         self.drop_path = DropPath(config.drop_path_rate)
-        self.norm = nn.RMSNorm(config.embed_dim, eps=NORM_EPS)
+        self.norm = AddRMSNorm(config.embed_dim)
 
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The blocks, a last add, the last norm."""
         update, residual = x, None
         for block in self.blocks:
             update, residual = block(update, residual)
-        residual = add_residual(self.drop_path(update), residual)
-        return self.norm(residual.to(self.norm.weight.dtype))
+        return self.norm(self.drop_path(update), residual, self.backend)[0]
 
     def set_backend(self, name: str) -> "VisionMamba":
         """Choose the scan's backend in all blocks: "auto" or one of `available_backends(device)`. Returns the model.
@@ -133,6 +125,7 @@ class VisionMamba(Backbone):
         Raises ValueError for an unknown name, and for a backend that cannot run on the model's device, with the reason.
         """
         choose_backend(name, self.pos_embed.device)  # raises if it is unknown or cannot run here
+        self.backend = name
         for block in self.blocks:
             block.mixer.backend = name
         return self

@@ -36,7 +36,7 @@ TEXTS = [
 FLOORS = [
     {"kernels", "extras", "chunked"},
     {"scan", "discretize", "measure", "processes", "shapes", "images"},
-    {"conv"},
+    {"conv", "norm"},
     {"mamba", "lti", "hippo", "compat", "backbone"},
     {"vim", "deit", "s4"},
     {"checkpoints", "data", "augment", "recipes", "introspect", "viz"},
