@@ -207,9 +207,6 @@ def is_mistake(error: BaseException) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 after a mistake, 130 after Ctrl-C."""
-    from minivim.processes import keep_freed_memory
-
-    keep_freed_memory()
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:  # tyro's --help

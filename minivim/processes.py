@@ -1,6 +1,5 @@
-"""Devices, threads, memory and the processes of a training run."""
+"""Devices, threads and the processes of a training run."""
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,20 +50,6 @@ def join_team(device: str | None) -> Iterator[Team]:
     finally:
         if starts:
             dist.destroy_process_group()
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep what tensors give back for the next ones; False where there is no glibc.
-
-    Otherwise it hands freed memory to the system after every block, which returns it page by page, zeroed: a fifth of
-    the time of a long sequence. For programs, such as the command line: a library must not decide this for others.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    trim_threshold, mmap_threshold, gigabyte = -1, -3, 2**30  # the parameters' numbers in malloc.h
-    return bool(mallopt(trim_threshold, gigabyte) and mallopt(mmap_threshold, gigabyte))
 
 
 @contextmanager
