@@ -17,7 +17,7 @@ SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums o
 GROUP = 6 * LANES  # channels of one task: they share their partial sums of dB and dC
 SMALL = 2**15  # multiplications below which waking a second thread costs more than it brings
 
-# glibc keeps freed memory up to twice the largest block that it saw freed, 32 MiB at most; what is above goes back to the
+# glibc keeps freed memory up to twice the largest block that it saw freed, 32 MiB at most. The rest goes back to the
 # system and returns page by page, zeroed: up to a third of a long forward pass. An untouched block costs nothing.
 torch.empty(2**25 - 2**14, dtype=torch.uint8)
 
@@ -61,7 +61,7 @@ def walk(x: Tensor | None, reverse: bool) -> tuple[int, int, int]:
     """Address of the first step, and the strides from one row of the batch and from one step to the next."""
     if x is None:
         return 0, 0, 0
-    start, batch, time = x.data_ptr(), x.stride(0), x.stride(1)
+    start, (batch, time, _) = x.data_ptr(), x.stride()
     return (start + (x.shape[1] - 1) * time * x.element_size(), batch, -time) if reverse else (start, batch, time)
 
 

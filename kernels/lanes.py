@@ -380,6 +380,17 @@ def absolute(typingctx, x):
     return x(x), codegen
 
 
+@intrinsic
+def where_negative(typingctx, x, a, b):
+    """a in the lanes where x < 0, b in the others."""
+
+    def codegen(context, builder, sig, args):
+        x, a, b = args
+        return builder.select(builder.fcmp_ordered("<", x, constant(x.type, 0.0)), a, b)
+
+    return x(x, a, b), codegen
+
+
 LOG2E = 1.4426950408889634
 
 
@@ -392,7 +403,14 @@ def sigmoid(x):
 @njit
 def softplus(x):
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) is accurate for tiny w too."""
+    return softplus_and_slope(x)[0]
+
+
+@njit
+def softplus_and_slope(x):
+    """softplus(x) and its derivative sigmoid(x), from one exponential."""
     size = absolute(x)
     w = exp2(size * -LOG2E)
     s = w / (w + 2.0)
-    return (x + size) * 0.5 + s * atanh_series(s * s) * 2.0
+    larger = 1.0 / (w + 1.0)  # sigmoid(|x|)
+    return (x + size) * 0.5 + s * atanh_series(s * s) * 2.0, where_negative(x, w * larger, larger)

@@ -78,37 +78,39 @@ def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> 
 
 
 def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple[Tensor, ...]], Tensor | None]:
-    """For each direction (du, ddelta, dA, dB, dC, dD, dbias, dh0), in the kernels' layout, and dz."""
-    u = parts[0].u
-    batch, L, E = u.shape
-    N = padded(parts[0].A)
+    """For each direction (du, ddelta, dA, dB, dC, dD, dbias, dh0), and dz."""
+    u, states_of_A = parts[0].u, parts[0].A.shape[1]
+    (batch, L, E), N, dtype = u.shape, padded(parts[0].A), u.dtype
     slabs, groups = partition(batch, E)
-    z, dout = None if z is None else rows(z, u.dtype), rows(dout, u.dtype)
-    dz = None if z is None else torch.empty(batch, L, E, dtype=u.dtype)
-    records, buffers = [], []
+    z, dout = None if z is None else rows(z, dtype), rows(dout, dtype)
+    dz = None if z is None else torch.empty(batch, L, E, dtype=dtype)
+    records, gradients, targets = [], [], []
     for i, part in enumerate(parts):
-        du, ddelta = (torch.empty(batch, L, E, dtype=u.dtype) for _ in range(2))
-        sums = torch.empty(2, groups, batch, L, N, dtype=u.dtype)  # dB and dC of each group of channels
-        totals = torch.empty(slabs, N + 2, E, dtype=u.dtype)  # dA, dD and dbias of each part of the batch
-        dh = torch.empty(batch, N, E, dtype=u.dtype)
+        du, ddelta = torch.empty(batch, L, E, dtype=dtype), torch.empty(batch, L, E, dtype=dtype)
+        sums = torch.empty(2, groups, batch, L, N, dtype=dtype)  # dB and dC of each group of channels
+        totals = torch.empty(slabs, N + 2, E, dtype=dtype)  # dA, dD and dbias of each part of the batch
+        dh = torch.empty(batch, N, E, dtype=dtype)
         if dlast is not None:
-            dh.copy_(pad_states(dlast, u.dtype).transpose(1, 2))
-        back = part.reverse
-        start, step_b, step_t = walk(du, back)
+            dh.copy_(pad_states(dlast, dtype).transpose(1, 2))
+        start, step_b, step_t = walk(du, part.reverse)
         shift = start - du.data_ptr()
-        gradients = [start, ddelta.data_ptr() + shift, 0 if dz is None else dz.data_ptr() + shift, step_b, step_t]
-        (dB, sum_b, sum_t), (dC, _, _) = walk(sums[0, 0], back), walk(sums[1, 0], back)
-        dA, row = totals.data_ptr(), E * totals.element_size()
-        partial = [dB, dC, batch * L * N, sum_b, sum_t, dA, dh.data_ptr(), dA + N * row, dA + (N + 1) * row]
-        forward_fields = forward_record(part, z, None, states[i], i, len(parts), False)
-        records.append([*forward_fields, *walk(dout, back), *gradients, *partial, dlast is None])
-        buffers.append((du, ddelta, sums, totals, dh))
+        fields = [start, ddelta.data_ptr() + shift, 0 if dz is None else dz.data_ptr() + shift, step_b, step_t]
+        dB, sum_b, sum_t = walk(sums[0, 0], part.reverse)
+        group, row = batch * L * N, E * totals.element_size()
+        fields += [dB, dB + groups * group * totals.element_size(), group, sum_b, sum_t]
+        dA = totals.data_ptr()
+        fields += [dA, dh.data_ptr(), dA + N * row, dA + (N + 1) * row, dlast is None]
+        records.append(
+            [*forward_record(part, z, None, states[i], i, len(parts), False), *walk(dout, part.reverse), *fields]
+        )
+        shapes = ((E, states_of_A), (batch, L, states_of_A), (batch, L, states_of_A), (E,), (E,))
+        dA, dB, dC, dD, dbias = (torch.empty(shape, dtype=dtype) for shape in shapes)
+        targets.append([pointer(x) for x in (sums, dB, dC, totals, dA, dD, dbias)])
+        gradients.append((du, ddelta, dA, dB, dC, dD, dbias, dh[:, :states_of_A].transpose(1, 2), sums, totals))
     run("backward", parts, records)
-    reduced = []
-    for du, ddelta, sums, totals, dh in buffers:
-        dB, dC, totals = sums[0].sum(0), sums[1].sum(0), totals.sum(0)
-        reduced.append((du, ddelta, totals[:N], dB, dC, totals[N].clone(), totals[N + 1].clone(), dh))
-    return reduced, dz
+    sizes = [batch, L, E, N, len(parts), states_of_A]
+    host.run(scan_numba, "reduce", dtype, sizes, sum(targets, []), groups * batch * L * N)
+    return [each[:8] for each in gradients], dz
 
 
 def slots(L: int, save: bool) -> int:
@@ -163,29 +165,19 @@ def scan_backward(
     """The gradients of u, delta, A, B, C, D, delta_bias, initial_state and z (the last absent without z)."""
     part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, states.dtype)
     [gradients], dz = backward([part], z, states, dout, dlast)
-    return in_layout(gradients, u, delta, A, B, C) + ([] if z is None else [dz.to(z.dtype)])
+    return in_dtypes(gradients, (u, delta, A, B, C)) + ([] if z is None else [dz.to(z.dtype)])
 
 
-def in_layout(gradients, u, delta, A, B, C) -> list[Tensor]:
-    """From the kernels' layout to the inputs' shapes and dtypes."""
-    du, ddelta, dA, dB, dC, dD, dbias, dh = gradients
-    N = A.shape[1]
-    return [
-        du.to(u.dtype),
-        ddelta.to(delta.dtype),
-        dA[:N].t().contiguous().to(A.dtype),
-        dB[..., :N].to(B.dtype).contiguous(),
-        dC[..., :N].to(C.dtype).contiguous(),
-        dD,
-        dbias,
-        dh[:, :N].transpose(1, 2).contiguous(),
-    ]
+def in_dtypes(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The gradients of u, delta, A, B and C in the inputs' dtypes, the others as they are."""
+    return [*(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=False)), *gradients[len(inputs) :]]
 
 
 def fake_gradients(u, delta, A, B, C, dtype) -> list[Tensor]:
-    batch, _, E = u.shape
+    (batch, _, E), N = u.shape, A.shape[1]
     like = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
-    return [*like, *(u.new_empty(E, dtype=dtype) for _ in "Db"), u.new_empty(batch, E, A.shape[1], dtype=dtype)]
+    dh = u.new_empty(batch, padded(A), E, dtype=dtype)[:, :N].transpose(1, 2)
+    return [*like, *(u.new_empty(E, dtype=dtype) for _ in "Db"), dh]
 
 
 @scan_backward.register_fake

@@ -27,6 +27,7 @@ from minivim.kernels.lanes import (
     prefetch,
     sigmoid,
     softplus,
+    softplus_and_slope,
     splat,
     stack,
     store,
@@ -41,6 +42,7 @@ CHUNK = 16  # steps between two saved states: at N = 16 they cost as much memory
 HEADER = 9  # counter, tasks, slabs, groups, B, L, E, N, directions
 FORWARD = 31  # fields of a record that the forward pass needs
 RECORD = 49  # all fields: the backward pass adds 18
+REDUCE = 7  # fields of each direction for the last sums
 LN2 = 0.6931471805599453
 
 
@@ -66,10 +68,10 @@ def clear(address, place, rows, count, E, dtype):
 
 @njit(error_model="numpy")
 def load_inputs(record, b, first, steps, e, count, ahead, dt, u, dtype):
-    """Fill dt (delta after bias and softplus) and u of one tile; steps beyond the last keep what they held."""
+    """Fill dt (delta and bias, before softplus) and u of one tile; steps beyond the last keep what they held."""
     fields = unpack(record, FORWARD)
     u_a, u_b, u_t, delta_a, delta_b, delta_t = fields[:6]
-    bias, use_softplus = fields[20], fields[24]
+    bias = fields[20]
     bias_e = zero(dtype)
     if bias != 0:
         bias_e = load_part(pointer(bias, dtype), e, count)
@@ -77,9 +79,6 @@ def load_inputs(record, b, first, steps, e, count, ahead, dt, u, dtype):
     load_tile(delta_a, b * delta_b + first * delta_t + e, delta_t, steps, count, ahead, dt, dtype)
     for i in range(0, CHUNK * LANES, LANES):
         store(dt, i, load(dt, i) + bias_e)
-    if use_softplus:
-        for i in range(0, CHUNK * LANES, 4 * LANES):
-            store(dt, i, softplus(load_four(dt, i)))
 
 
 @njit(error_model="numpy")
@@ -106,10 +105,13 @@ def forward_tile(record, b, first, steps, start, width, e, E, N, A, dt, u, y, dt
     """`steps` steps from `first` on, for LANES channels from `e` on; A (N, width) begins with channel `start`."""
     fields = unpack(record, FORWARD)
     z, z_b, z_t, out, out_b, out_t, B, B_b, B_t, C, C_b, C_t, _, D = fields[6:20]
-    state, state_b, state_t, _, accumulate, share = fields[21:27]
+    state, state_b, state_t, use_softplus, accumulate, share = fields[21:27]
     B_p, C_p, state_p = pointer(B, dtype), pointer(C, dtype), pointer(state, dtype)
     count = E - e
     load_inputs(record, b, first, steps, e, count, CHUNK, dt, u, dtype)
+    if use_softplus:
+        for i in range(0, CHUNK * LANES, 4 * LANES):
+            store(dt, i, softplus(load_four(dt, i)))
     D_e = zero(dtype)
     if D != 0:
         D_e = load_part(pointer(D, dtype), e, count)
@@ -264,24 +266,21 @@ def backward_tile(record, b, slab, first, steps, start, width, e, E, N, A, tiles
     dt, dtu, dy, y, ddt, ddtu, slope, gate = tiles
     fields = unpack(record, RECORD)
     z, z_b, z_t = fields[6:9]
-    D, bias, use_softplus, accumulate, share = fields[19], fields[20], fields[24], fields[25], fields[26]
-    u_a, u_b, u_t, delta_a, delta_b, delta_t = fields[:6]
+    D, use_softplus, accumulate, share = fields[19], fields[24], fields[25], fields[26]
+    u_a, u_b, u_t = fields[:3]
     dout, dout_b, dout_t, du, ddelta, dz, d_b, d_t = fields[31:39]
     dD, dbias = fields[46:48]
     count = E - e
     load_inputs(record, b, first, steps, e, count, -CHUNK, dt, dtu, dtype)
     load_tile(dout, b * dout_b + first * dout_t + e, dout_t, steps, count, -CHUNK, dy, dtype)
-    D_e, bias_e = zero(dtype), zero(dtype)
+    D_e = zero(dtype)
     if D != 0:
         D_e = load_part(pointer(D, dtype), e, count)
-    if bias != 0:
-        bias_e = load_part(pointer(bias, dtype), e, count)
     if use_softplus:
-        load_tile(delta_a, b * delta_b + first * delta_t + e, delta_t, steps, count, 0, slope, dtype)
-        for i in range(0, CHUNK * LANES, LANES):
-            store(slope, i, load(slope, i) + bias_e)
         for i in range(0, CHUNK * LANES, 4 * LANES):
-            store(slope, i, sigmoid(load_four(slope, i)))
+            dt_i, slope_i = softplus_and_slope(load_four(dt, i))
+            store(dt, i, dt_i)
+            store(slope, i, slope_i)
     if z != 0:
         load_tile(z, b * z_b + first * z_t + e, z_t, steps, count, -CHUNK, gate, dtype)
     for i in range(0, CHUNK * LANES, 4 * LANES):
@@ -378,6 +377,40 @@ def backward(arguments, dtype):
         task = next_task(counter)
 
 
+@njit(error_model="numpy")
+def reduce(arguments, dtype):
+    """The sums over groups of channels (dB, dC) and over parts of the batch (dA, dD, dbias), in the inputs' layout."""
+    counter = pointer(arguments, int64)
+    _, tasks, slabs, groups, batch, L, E, N, directions, states = unpack(counter, 10)
+    rows = batch * L
+    task = next_task(counter)
+    while task < tasks:
+        for direction in range(directions):
+            record = pointer(arguments + 8 * (10 + direction * REDUCE), int64)
+            sums, dB, dC, totals, dA, dD, dbias = unpack(record, REDUCE)
+            sums_p, totals_p, dA_p = pointer(sums, dtype), pointer(totals, dtype), pointer(dA, dtype)
+            for k in range(2):
+                target = pointer(dC if k else dB, dtype)
+                for row in range(task * rows // tasks, (task + 1) * rows // tasks):
+                    for n in range(states):
+                        target[row * states + n] = sums_p[(k * groups * rows + row) * N + n]
+                    for group in range(1, groups):
+                        for n in range(states):
+                            target[row * states + n] += sums_p[((k * groups + group) * rows + row) * N + n]
+            for e in range(task * E // tasks, (task + 1) * E // tasks):
+                for n in range(N + 2):
+                    total = totals_p[n * E + e]
+                    for slab in range(1, slabs):
+                        total += totals_p[(slab * (N + 2) + n) * E + e]
+                    if n < states:
+                        dA_p[e * states + n] = total
+                    elif n == N:
+                        pointer(dD, dtype)[e] = total
+                    elif n == N + 1:
+                        pointer(dbias, dtype)[e] = total
+        task = next_task(counter)
+
+
 def forward_float32(arguments):
     forward(arguments, float32)
 
@@ -392,3 +425,11 @@ def backward_float32(arguments):
 
 def backward_float64(arguments):
     backward(arguments, float64)
+
+
+def reduce_float32(arguments):
+    reduce(arguments, float32)
+
+
+def reduce_float64(arguments):
+    reduce(arguments, float64)

@@ -6,7 +6,7 @@ out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
 import torch
 from minivim.kernels import host
 from minivim.kernels.host import compute_dtype
-from minivim.kernels.scan_cpu import backward, check_states, direction, fake_gradients, forward, in_layout, slots
+from minivim.kernels.scan_cpu import backward, check_states, direction, fake_gradients, forward, in_dtypes, slots
 from torch import Tensor
 
 
@@ -52,7 +52,7 @@ def _(u_f, delta_f, A_f, B_f, C_f, D_f, bias_f, u_b, delta_b, A_b, B_b, C_b, D_b
 def scan_pair_backward(tensors: list[Tensor], z: Tensor, states: Tensor, dout: Tensor, softplus: bool) -> list[Tensor]:
     """The gradients of the fourteen tensors, in their order, and of z."""
     gradients, dz = backward(both(tensors, softplus, states.dtype), z, states, dout, None)
-    ahead, back = (in_layout(g, *tensors[i : i + 5])[:7] for g, i in zip(gradients, (0, 7), strict=True))
+    ahead, back = (in_dtypes(g, tensors[i : i + 5])[:7] for g, i in zip(gradients, (0, 7), strict=True))
     return [*ahead, *back, dz.to(z.dtype)]
 
 
