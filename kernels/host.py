@@ -17,10 +17,6 @@ SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums o
 GROUP = 6 * LANES  # channels of one task: they share their partial sums of dB and dC
 SMALL = 2**15  # multiplications below which waking a second thread costs more than it brings
 
-# glibc keeps freed memory up to twice the largest block that it saw freed, 32 MiB at most. The rest goes back to the
-# system and returns page by page, zeroed: up to a third of a long forward pass. An untouched block costs nothing.
-torch.empty(2**25 - 2**14, dtype=torch.uint8)
-
 compiled_kernels = []  # keeps the machine code alive
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from minivim.kernels import host, scan_numba
+from minivim.kernels import host, scan_backward_numba, scan_numba
 from minivim.kernels.host import compute_dtype, partition, pointer, rows, walk
 from minivim.kernels.scan_numba import CHUNK, RECORD
 from torch import Tensor
@@ -54,12 +54,12 @@ def forward_record(part: Direction, z, out, state, index: int, share: int, fresh
     return [*arrays, *vectors, part.softplus, index > 0, share, *part.A.stride(), part.A.shape[1], fresh]
 
 
-def run(name: str, parts: list[Direction], records: list[list[int]]) -> None:
+def run(module, name: str, parts: list[Direction], records: list[list[int]]) -> None:
     """One launch for all directions."""
     (batch, L, E), N = parts[0].u.shape, padded(parts[0].A)
     fields = [field for record in records for field in record + [0] * (RECORD - len(record))]
     sizes = [batch, L, E, N, len(parts)]
-    host.run(scan_numba, name, parts[0].u.dtype, sizes, fields, batch * L * E * N * len(parts))
+    host.run(module, name, parts[0].u.dtype, sizes, fields, batch * L * E * N * len(parts))
 
 
 def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> tuple[Tensor, Tensor]:
@@ -72,8 +72,9 @@ def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> 
     z = None if z is None else rows(z, u.dtype)
     out = torch.empty(batch, L, E, dtype=u.dtype)
     fresh = initial_state is None
-    records = [forward_record(part, z, out, states[i], i, len(parts), fresh) for i, part in enumerate(parts)]
-    run("forward", parts, records)
+    records = [forward_record(part, None, out, states[i], i, 1, fresh) for i, part in enumerate(parts[:-1])]
+    records.append(forward_record(parts[-1], z, out, states[-1], len(parts) - 1, len(parts), fresh))
+    run(scan_numba, "forward", parts, records)
     return out.to(out_dtype), states
 
 
@@ -107,9 +108,9 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
         dA, dB, dC, dD, dbias = (torch.empty(shape, dtype=dtype) for shape in shapes)
         targets.append([pointer(x) for x in (sums, dB, dC, totals, dA, dD, dbias)])
         gradients.append((du, ddelta, dA, dB, dC, dD, dbias, dh[:, :states_of_A].transpose(1, 2), sums, totals))
-    run("backward", parts, records)
+    run(scan_backward_numba, "backward", parts, records)
     sizes = [batch, L, E, N, len(parts), states_of_A]
-    host.run(scan_numba, "reduce", dtype, sizes, sum(targets, []), groups * batch * L * N)
+    host.run(scan_backward_numba, "reduce", dtype, sizes, sum(targets, []), groups * batch * L * N)
     return [each[:8] for each in gradients], dz
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minivim.processes import keep_freed_memory
+
 CLS_TOKENS = ("middle", "head", "double", "none")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -176,6 +178,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        keep_freed_memory()
         self.config = config
         self.patch_embed = PatchEmbed(config)
         count = len(config.cls_positions)

@@ -1,4 +1,4 @@
-"""Add and RMSNorm in one: against the formula written out, autograd in float64, finite differences, and its own laws."""
+"""Add and RMSNorm in one: against the formula, autograd in float64, finite differences, and its own laws."""
 
 import pytest
 import torch
