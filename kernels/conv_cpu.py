@@ -1,12 +1,13 @@
 """The CPU convolution as a PyTorch operator: autograd, torch.compile and torch.export see one opaque op."""
 
 import torch
-from minivim.kernels import conv_numba, host
-from minivim.kernels.host import compute_dtype, partition, rows, walk
+from minivim.kernels import conv_numba, host, operators
+from minivim.kernels.host import partition, rows, walk
+from minivim.kernels.operators import compute_dtype
 from torch import Tensor
 
 
-@host.operator("conv_cpu")
+@operators.operator("conv_cpu", "cpu")
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """silu of the depthwise causal convolution; x (B, L, E), weight (E, K), bias (E,); reverse looks ahead."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
@@ -22,7 +23,7 @@ def _(x, weight, bias, reverse):
     return x.new_empty(x.shape)
 
 
-@host.operator("conv_cpu_backward")
+@operators.operator("conv_cpu_backward", "cpu")
 def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
@@ -46,13 +47,13 @@ def save_inputs(ctx, inputs, output):
 
 
 def conv_gradient(ctx, dy):
-    run_backward = host.entry(conv_backward, ctx.saved_tensors)
+    run_backward = operators.entry(conv_backward, ctx.saved_tensors)
     return *run_backward(*ctx.saved_tensors, dy, ctx.reverse), None
 
 
-host.differentiate(conv, save_inputs, conv_gradient)
+operators.differentiate(conv, save_inputs, conv_gradient)
 
 
 def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     tensors = (x, weight, bias)
-    return host.entry(conv, tensors, host.wants_gradient(tensors))(*tensors, reverse)
+    return operators.entry(conv, tensors, operators.wants_gradient(tensors))(*tensors, reverse)

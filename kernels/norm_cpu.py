@@ -3,7 +3,7 @@
 import struct
 
 import torch
-from minivim.kernels import host, norm_numba
+from minivim.kernels import host, norm_numba, operators
 from minivim.kernels.host import partition, pointer
 from torch import Tensor
 
@@ -17,7 +17,7 @@ def rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
 
-@host.operator("add_norm_cpu")
+@operators.operator("add_norm_cpu", "cpu")
 def add_norm(update: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """RMSNorm of update + residual in the weight's dtype, that sum, and the factor by which each row was scaled."""
     dtype = torch.promote_types(update.dtype, torch.float32)
@@ -36,7 +36,7 @@ def _(update, residual, weight, eps):
     return update.new_empty(update.shape, dtype=weight.dtype), total, scales
 
 
-@host.operator("add_norm_cpu_backward")
+@operators.operator("add_norm_cpu_backward", "cpu")
 def add_norm_backward(
     total: Tensor, weight: Tensor, scales: Tensor, dy: Tensor, dtotal: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -66,15 +66,15 @@ def add_norm_gradient(ctx, dy, dtotal, _):
     total, weight, scales = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(total)
-    dr, dw = host.entry(add_norm_backward, (total,))(total, weight, scales, dy, dtotal)
+    dr, dw = operators.entry(add_norm_backward, (total,))(total, weight, scales, dy, dtotal)
     return dr.to(ctx.dtype), dr if ctx.add else None, dw, None
 
 
-host.differentiate(add_norm, save_inputs, add_norm_gradient)
+operators.differentiate(add_norm, save_inputs, add_norm_gradient)
 
 
 def add_rms_norm(update: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(RMSNorm of the sum, the sum)."""
     tensors = (update, residual, weight)
-    y, total, _ = host.entry(add_norm, tensors, host.wants_gradient(tensors))(*tensors, eps)
+    y, total, _ = operators.entry(add_norm, tensors, operators.wants_gradient(tensors))(*tensors, eps)
     return y, total

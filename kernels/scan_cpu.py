@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from minivim.kernels import host, scan_backward_numba, scan_numba
-from minivim.kernels.host import compute_dtype, partition, pointer, rows, walk
+from minivim.kernels import host, operators, scan_backward_numba, scan_numba
+from minivim.kernels.host import partition, pointer, rows, walk
+from minivim.kernels.operators import compute_dtype
 from minivim.kernels.scan_numba import CHUNK, RECORD
 from torch import Tensor
 
@@ -118,7 +119,7 @@ def slots(L: int, save: bool) -> int:
     return -(-L // CHUNK) + 1 if save else 1
 
 
-@host.operator("scan_cpu")
+@operators.operator("scan_cpu", "cpu")
 def scan(
     u: Tensor,
     delta: Tensor,
@@ -147,7 +148,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse, sav
     return u.new_empty(u.shape), u.new_empty(batch, E, N, dtype=dtype), states
 
 
-@host.operator("scan_cpu_backward")
+@operators.operator("scan_cpu_backward", "cpu")
 def scan_backward(
     u: Tensor,
     delta: Tensor,
@@ -202,7 +203,7 @@ def scan_gradient(ctx, dout, dlast, _):
     u, delta, A, B, C, D, z, delta_bias, states = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(u)
-    run_backward = host.entry(scan_backward, ctx.saved_tensors)
+    run_backward = operators.entry(scan_backward, ctx.saved_tensors)
     du, ddelta, dA, dB, dC, dD, dbias, dh, *dz = run_backward(
         u, delta, A, B, C, D, z, delta_bias, states, dout, dlast, ctx.softplus, ctx.reverse
     )
@@ -210,7 +211,7 @@ def scan_gradient(ctx, dout, dlast, _):
     return du, ddelta, dA, dB, dC, dD, dz[0] if dz else None, dbias, dh, None, None, None
 
 
-host.differentiate(scan, save_inputs, scan_gradient)
+operators.differentiate(scan, save_inputs, scan_gradient)
 
 
 def check_states(A: Tensor) -> None:
@@ -224,6 +225,6 @@ def selective_scan(
     """(out, last state); states are saved only if a gradient may be asked for."""
     check_states(A)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    save = host.wants_gradient(tensors)
-    out, last_state, _ = host.entry(scan, tensors, save)(*tensors, delta_softplus, reverse, save)
+    save = operators.wants_gradient(tensors)
+    out, last_state, _ = operators.entry(scan, tensors, save)(*tensors, delta_softplus, reverse, save)
     return out, last_state

@@ -5,8 +5,9 @@ depend on how many there are. Time is cut into chunks of CHUNK steps: a chunk of
 first cache level, and h at the start of every chunk is kept for the backward pass, `scan_backward_numba`.
 
 A time-reversed scan is the same code on negative strides. Several directions share one call, one gate z and one
-output, their mean: the last one adds what the others left there, and gates. Sizes, addresses and strides (in elements) travel in one int64 array: a header, then a record for
-each direction; address 0 means absent. N is a multiple of 4; the states that A lacks are zero.
+output, their mean: the last one adds what the others left there, and gates. Sizes, addresses and strides (in elements)
+travel in one int64 array: a header, then a record for each direction; address 0 means absent. N is a multiple of 4;
+the states that A lacks are zero.
 """
 
 from minivim.kernels.lanes import (

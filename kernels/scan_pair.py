@@ -4,8 +4,8 @@ out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
 """
 
 import torch
-from minivim.kernels import host
-from minivim.kernels.host import compute_dtype
+from minivim.kernels import operators
+from minivim.kernels.operators import compute_dtype
 from minivim.kernels.scan_cpu import backward, check_states, direction, fake_gradients, forward, in_dtypes, slots
 from torch import Tensor
 
@@ -16,7 +16,7 @@ def both(tensors, softplus: bool, dtype: torch.dtype):
     return [ahead, direction(*tensors[7:14], softplus, True, dtype)]
 
 
-@host.operator("scan_pair_cpu")
+@operators.operator("scan_pair_cpu", "cpu")
 def scan_pair(
     u_f: Tensor,
     delta_f: Tensor,
@@ -48,7 +48,7 @@ def _(u_f, delta_f, A_f, B_f, C_f, D_f, bias_f, u_b, delta_b, A_b, B_b, C_b, D_b
     return u_f.new_empty(u_f.shape), states
 
 
-@host.operator("scan_pair_cpu_backward")
+@operators.operator("scan_pair_cpu_backward", "cpu")
 def scan_pair_backward(tensors: list[Tensor], z: Tensor, states: Tensor, dout: Tensor, softplus: bool) -> list[Tensor]:
     """The gradients of the fourteen tensors, in their order, and of z."""
     gradients, dz = backward(both(tensors, softplus, states.dtype), z, states, dout, None)
@@ -73,17 +73,17 @@ def scan_pair_gradient(ctx, dout, _):
     if dout is None:
         return (None,) * 17
     *tensors, z, states = ctx.saved_tensors
-    gradients = host.entry(scan_pair_backward, tensors)(tensors, z, states, dout, ctx.softplus)
+    gradients = operators.entry(scan_pair_backward, tensors)(tensors, z, states, dout, ctx.softplus)
     return *(g.to(x.dtype) for g, x in zip(gradients, (*tensors, z), strict=True)), None, None
 
 
-host.differentiate(scan_pair, save_inputs, scan_pair_gradient)
+operators.differentiate(scan_pair, save_inputs, scan_pair_gradient)
 
 
 def bidirectional_scan(ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: Tensor) -> Tensor:
     """Mean of both directions, gated; ahead, back: (u, delta, A, B, C, D, delta_bias), delta before softplus."""
     check_states(ahead[2])
     tensors = (*ahead, *back, z)
-    save = host.wants_gradient(tensors)
-    out, _ = host.entry(scan_pair, tensors, save)(*tensors, True, save)
+    save = operators.wants_gradient(tensors)
+    out, _ = operators.entry(scan_pair, tensors, save)(*tensors, True, save)
     return out

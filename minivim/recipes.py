@@ -126,7 +126,7 @@ PRESETS = {
         mixup=0.8, cutmix=1.0, ema=0.9995,
     ),
     "cifar10_cpu": TrainConfig(
-        model="vim_tiny_patch4_32", img_size=32, embed_dim=96, depth=4, expand=1, state_dim=4, epochs=4, lr=5e-3,
+        model="vim_tiny_patch4_32", img_size=32, embed_dim=96, depth=4, expand=1, state_dim=4, epochs=5, lr=5e-3,
         beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
     ),
     "imagenet": TrainConfig(

@@ -7,6 +7,7 @@ Eq. 2 of Mamba (arXiv 2312.00752) with the discretization that its code and Vim'
 The reference is written to be read, not to be fast; every other backend computes the same function and gradients.
 """
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -16,8 +17,13 @@ from torch import Tensor
 
 from minivim.chunked import chunked_scan, compute_dtype
 
-# What each backend needs: device type, module, extra that installs it.
-BACKENDS = {"numba": ("cpu", "numba", "numba"), "chunked": (None, None, None), "reference": (None, None, None)}
+# What each backend needs: device type, module, extra that installs it. "auto" takes the first that can run.
+BACKENDS = {
+    "numba": ("cpu", "numba", "numba"),
+    "chunked": (None, None, None),
+    "triton": ("cuda", "triton", "triton"),
+    "reference": (None, None, None),
+}
 
 
 def scan_reference(
@@ -83,7 +89,8 @@ def choose_backend(backend: str, device: torch.device) -> str:
     """The backend that will run: the best for "auto". ValueError if it is unknown or cannot run, with the reason."""
     if backend == "auto":
         return next(name for name in BACKENDS if can_run(name, device.type))
-    if backend in BACKENDS and can_run(backend, device.type):
+    interpreted = backend == "triton" and INSTALLED[backend] and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend in BACKENDS and can_run(backend, device.type) or interpreted:
         return backend
     names = ", ".join(map(repr, ("auto", *BACKENDS)))
     if backend not in BACKENDS:
@@ -156,7 +163,8 @@ def selective_scan(
     D, z         (E,), (B, L, E)  skip and gate, each may be None
     initial_state  (B, E, N)  the state before the first step, zero by default
     reverse      walk from L - 1 down to 0; nothing is flipped in memory
-    backend      "auto" (the first of `available_backends`), "numba", "chunked" or "reference"
+    backend      "auto" (the first of `available_backends`), "numba", "triton", "chunked" or "reference"; with
+                 TRITON_INTERPRET=1 in the environment Triton's interpreter runs "triton" on a CPU, for tests
 
     Returns out (B, L, E) in u's dtype; with return_last_state also the last state (B, E, N), float32 (float64).
     Raises TypeError or ValueError, which name the argument, what it was and what it must be.
@@ -165,6 +173,8 @@ def selective_scan(
     chosen = choose_backend(backend, u.device)
     if chosen == "numba":
         from minivim.kernels.scan_cpu import selective_scan as scan
+    elif chosen == "triton":
+        from minivim.kernels.scan_gpu import selective_scan as scan
     else:
         scan = chunked_scan if chosen == "chunked" else scan_reference
     out, last_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse)
@@ -184,9 +194,12 @@ def bidirectional_scan(
                  own u; delta before softplus. `back` walks from L - 1 down to 0.
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
-    if choose_backend(backend, z.device) == "numba":
-        from minivim.kernels.scan_pair import bidirectional_scan as scan
-
+    chosen = choose_backend(backend, z.device)
+    if chosen in ("numba", "triton"):
+        if chosen == "numba":
+            from minivim.kernels.scan_pair import bidirectional_scan as scan
+        else:
+            from minivim.kernels.scan_gpu import bidirectional_scan as scan
         for *tensors, delta_bias in (ahead, back):
             _check_inputs(*tensors, z, delta_bias, None)
         return scan(ahead, back, z)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, check_choice, check_whole
+from minivim.conv import bidirectional_conv_silu
 from minivim.mamba import SelectiveSSM
 from minivim.norm import AddRMSNorm
 from minivim.scan import bidirectional_scan, choose_backend
@@ -78,8 +79,11 @@ class VimMixer(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Each token sees all others: those before it through one scan, those after it through the other."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        ahead, back = (ssm.select(ssm.conv(x, self.backend)) for ssm in (self.forward_ssm, self.backward_ssm))
-        return self.out_proj(bidirectional_scan(ahead, back, z, backend=self.backend))
+        one, two = self.forward_ssm, self.backward_ssm
+        convs = (one.conv_weight, one.conv_bias), (two.conv_weight, two.conv_bias)
+        u, u_back = bidirectional_conv_silu(x, *convs, backend=self.backend)
+        y = bidirectional_scan(one.select(u), two.select(u_back), z, backend=self.backend)
+        return self.out_proj(y)
 
 
 class VimBlock(nn.Module):

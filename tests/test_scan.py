@@ -46,7 +46,8 @@ def run(inputs, backend, softplus=True, reverse=False, dtype=None):
         **leaves, delta_softplus=softplus, return_last_state=True, reverse=reverse, backend=backend
     )
     generator = torch.Generator().manual_seed(1)
-    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in (out, last))
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) for x in (out, last)]
+    loss = sum((x * weight).sum() for x, weight in zip((out, last), weights, strict=True))
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     return {"out": out.detach(), "last_state": last.detach()} | {
         f"d{name}": g for name, g in zip(leaves, gradients, strict=True)
@@ -383,7 +384,17 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch, unchecked):
         assert available_backends("cpu") == ("chunked", "reference")
         with pytest.raises(ValueError, match=r"backend is 'numba', .* numba is not installed; .*minivim\[numba\]"):
             selective_scan(**problem(1, 3, 2, 2), backend="numba")
-    assert available_backends("cuda") == ("chunked", "reference")
+    with monkeypatch.context() as patch:
+        patch.setitem(scan.INSTALLED, "triton", True)
+        assert available_backends("cuda") == ("chunked", "triton", "reference")
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(
+            ValueError, match="backend is 'triton', which cannot run on device cpu: it runs on cuda only"
+        ):
+            selective_scan(**problem(1, 3, 2, 2), backend="triton")
+        patch.setitem(scan.INSTALLED, "triton", False)
+        with pytest.raises(ValueError, match=r"triton is not installed; .*minivim\[triton\]"):
+            selective_scan(**problem(1, 3, 2, 2), backend="triton")
     with pytest.raises(ValueError, match="backend is 'numba', which cannot run on device meta: it runs on cpu only"):
         selective_scan(**{k: v.to("meta") for k, v in problem(1, 3, 2, 2).items()}, backend="numba")
 
