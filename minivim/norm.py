@@ -51,7 +51,7 @@ class AddRMSNorm(nn.RMSNorm):
         super().__init__(embed_dim, eps=EPS)
 
     def forward(
-        self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None, backend: str = "auto"
+        self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None, backend: str = "auto"
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """Both (B, L, D): what the mixer reads, and the residual stream."""
         return add_rms_norm(update, residual, self.weight, backend=backend)
