@@ -1,5 +1,6 @@
 """What the CPU operators share: machine code by name, addresses and strides of tensors, the header of a launch."""
 
+import os
 from array import array
 from functools import cache
 from types import ModuleType
@@ -11,7 +12,8 @@ from numba import cfunc, int64, void
 from torch import Tensor
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
-GROUP = 6 * LANES  # channels of one task: they share their partial sums of dB and dC
+# Channels of one task, which share cache lines and their partial sums of dB and dC; more cores need more tasks.
+GROUP = (12 if (os.cpu_count() or 1) <= 4 else 6) * LANES
 SMALL = 2**15  # multiplications below which waking a second thread costs more than it brings
 
 compiled_kernels = []  # keeps the machine code alive

@@ -2,6 +2,7 @@
 
 import os
 import random
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
@@ -23,7 +24,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # The modules are named one by one because numba and triton read the source of minivim.kernels:
 # their functions must reach them unwrapped.
 modules = sorted(path.stem for path in (ROOT / "minivim").iterdir() if path.suffix == ".py" or path.is_dir())
-jaxtyping.install_import_hook([f"minivim.{name}" for name in modules], "beartype.beartype")
+if find_spec("beartype"):
+    jaxtyping.install_import_hook([f"minivim.{name}" for name in modules], "beartype.beartype")
 
 hypothesis.settings.register_profile(
     "minivim",

@@ -129,7 +129,7 @@ def test_the_sampler_divides_by_its_repeats_and_leaves_the_first_call_out(monkey
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="this system cannot reset the peak")
 def test_the_peak_is_what_was_held_at_once():
     MiB = 2**20
-    # The system counts resident pages in batches, and may take back pages of this process meanwhile: slack, three tries.
+    # The system counts resident pages in batches, and may take back some of this process meanwhile: three tries.
     peaks = [measure.peak_extra_bytes(lambda: torch.ones(64 * MiB, dtype=torch.uint8), "cpu") for _ in range(3)]
     assert any(60 * MiB <= peak < 72 * MiB for peak in peaks), peaks
     one_after_the_other = measure.peak_extra_bytes(lambda: [torch.ones(64 * MiB, dtype=torch.uint8) is None] * 3, "cpu")

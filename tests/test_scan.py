@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from minivim import scan
 from minivim.compat import selective_scan_fn
@@ -17,6 +16,10 @@ FAST = [name for name in ("numba", "chunked") if name in available_backends("cpu
 BACKENDS = [*FAST, "reference"]
 FIXTURES = Path(__file__).parent / "fixtures"
 OPTIONS = ("D", "z", "delta_bias", "initial_state")
+
+
+def load_fixture(path: Path) -> dict[str, torch.Tensor]:
+    return pytest.importorskip("safetensors.torch").load_file(path)
 
 
 def problem(batch, L, E, N, options=OPTIONS, softplus=True, dtype=torch.float64):
@@ -160,7 +163,7 @@ def test_half_precision_within_its_rounding(backend, dtype):
 def test_official_vectors(backend):
     """The official code's outputs and gradients, in its layout (batch, channels, time), to 1e-5."""
     for name in ("selective_scan", "selective_scan_bare"):
-        stored = load_file(FIXTURES / f"{name}.safetensors")
+        stored = load_fixture(FIXTURES / f"{name}.safetensors")
         inputs = {k.removeprefix("in."): v for k, v in stored.items() if k.startswith("in.")}
         ours = {k: (v.transpose(1, 2) if v.ndim == 3 else v).requires_grad_() for k, v in inputs.items()}
         options = {"delta_softplus": name == "selective_scan", "return_last_state": True, "backend": backend}
