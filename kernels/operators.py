@@ -6,10 +6,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+MAX_STATES = 64
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float64 for float64, float32 for everything else: half precision is computed in float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def check_states(A: Tensor, backend: str) -> None:
+    """ValueError if A has more states than a kernel keeps on its stack or in its registers."""
+    if A.shape[1] > MAX_STATES:
+        raise ValueError(f"A has {A.shape[1]} states; backend {backend!r} takes at most {MAX_STATES}: use 'chunked'")
 
 
 def operator(name: str, device: str | None = None):

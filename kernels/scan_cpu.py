@@ -13,8 +13,6 @@ from minivim.kernels.operators import compute_dtype
 from minivim.kernels.scan_numba import CHUNK, RECORD
 from torch import Tensor
 
-MAX_STATES = 64  # the backward pass keeps its sums on the stack
-
 
 class Direction(NamedTuple):
     """One scan, as the kernels want it: one dtype, unit stride along channels, states in fours."""
@@ -214,16 +212,11 @@ def scan_gradient(ctx, dout, dlast, _):
 operators.differentiate(scan, save_inputs, scan_gradient)
 
 
-def check_states(A: Tensor) -> None:
-    if A.shape[1] > MAX_STATES:
-        raise ValueError(f"A has {A.shape[1]} states; backend 'numba' takes at most {MAX_STATES}: use 'chunked'")
-
-
 def selective_scan(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse
 ) -> tuple[Tensor, Tensor]:
     """(out, last state); states are saved only if a gradient may be asked for."""
-    check_states(A)
+    operators.check_states(A, "numba")
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     save = operators.wants_gradient(tensors)
     out, last_state, _ = operators.entry(scan, tensors, save)(*tensors, delta_softplus, reverse, save)

@@ -13,7 +13,6 @@ LOG2E = 1.4426950408889634
 K = 32  # steps between two states that the forward pass keeps
 BLOCK_BACKWARD = 32  # channels of a program of the backward pass
 FILLED = 528 * 2.5  # warps that keep an H200's 528 schedulers busy
-MAX_STATES = 64
 
 
 class Plan(NamedTuple):
@@ -314,16 +313,11 @@ def scan_gradient(ctx, dout, dlast, _y, _states):
 operators.differentiate(scan, save_inputs, scan_gradient)
 
 
-def check_states(A: Tensor) -> None:
-    if A.shape[1] > MAX_STATES:
-        raise ValueError(f"A has {A.shape[1]} states; backend 'triton' takes at most {MAX_STATES}: use 'chunked'")
-
-
 def selective_scan(
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse
 ) -> tuple[Tensor, Tensor]:
     """(out, last state); states are kept only if a gradient may be asked for."""
-    check_states(A)
+    operators.check_states(A, "triton")
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, *[None] * 7)
     save = operators.wants_gradient(tensors)
     return operators.entry(scan, tensors, save)(*tensors, delta_softplus, reverse, save)[:2]
@@ -331,7 +325,7 @@ def selective_scan(
 
 def bidirectional_scan(ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: Tensor) -> Tensor:
     """Mean of both directions, gated; ahead, back: (u, delta, A, B, C, D, delta_bias), delta before softplus."""
-    check_states(ahead[2])
+    operators.check_states(ahead[2], "triton")
     *first, bias = ahead
     tensors = (*first, z, bias, None, *back)
     save = operators.wants_gradient(tensors)

@@ -6,7 +6,7 @@ out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
 import torch
 from minivim.kernels import operators
 from minivim.kernels.operators import compute_dtype
-from minivim.kernels.scan_cpu import backward, check_states, direction, fake_gradients, forward, in_dtypes, slots
+from minivim.kernels.scan_cpu import backward, direction, fake_gradients, forward, in_dtypes, slots
 from torch import Tensor
 
 
@@ -82,7 +82,7 @@ operators.differentiate(scan_pair, save_inputs, scan_pair_gradient)
 
 def bidirectional_scan(ahead: tuple[Tensor, ...], back: tuple[Tensor, ...], z: Tensor) -> Tensor:
     """Mean of both directions, gated; ahead, back: (u, delta, A, B, C, D, delta_bias), delta before softplus."""
-    check_states(ahead[2])
+    operators.check_states(ahead[2], "numba")
     tensors = (*ahead, *back, z)
     save = operators.wants_gradient(tensors)
     out, _ = operators.entry(scan_pair, tensors, save)(*tensors, True, save)

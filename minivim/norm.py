@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from minivim.scan import choose_backend
 
@@ -42,16 +42,3 @@ def add_rms_norm(
 
         return add_norm(update, residual, weight, EPS)
     return add_norm_reference(update, residual, weight)
-
-
-class AddRMSNorm(nn.RMSNorm):
-    """`add_rms_norm` with its weight, 1 at first; (update, residual or None) -> (the normalised sum, the sum)."""
-
-    def __init__(self, embed_dim: int):
-        super().__init__(embed_dim, eps=EPS)
-
-    def forward(
-        self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None, backend: str = "auto"
-    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-        """Both (B, L, D): what the mixer reads, and the residual stream."""
-        return add_rms_norm(update, residual, self.weight, backend=backend)

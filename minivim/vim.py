@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, check_choice, check_whole
 from minivim.conv import bidirectional_conv_silu
 from minivim.mamba import SelectiveSSM
-from minivim.norm import AddRMSNorm
+from minivim.norm import EPS, add_rms_norm
 from minivim.scan import bidirectional_scan, choose_backend
 
 __all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
@@ -92,14 +92,15 @@ class VimBlock(nn.Module):
     def __init__(self, config: VimConfig, drop_path_rate: float = 0.0):
         super().__init__()
         self.drop_path = DropPath(drop_path_rate)
-        self.norm = AddRMSNorm(config.embed_dim)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
         self.mixer = VimMixer(config)
 
     def forward(
         self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """(update, residual) -> (this block's update, the residual with the incoming one added, at least float32)."""
-        x, residual = self.norm(self.drop_path(update), residual, self.mixer.backend)
+        update, backend = self.drop_path(update), self.mixer.backend
+        x, residual = add_rms_norm(update, residual, self.norm.weight, backend=backend)  # self.norm, with the add in it
         return self.mixer(x), residual
 
 
@@ -114,14 +115,14 @@ class VisionMamba(Backbone):
         self.blocks = nn.ModuleList(VimBlock(config, rate) for rate in rates)
         self.backend = "auto"
         self.drop_path = DropPath(config.drop_path_rate)
-        self.norm = AddRMSNorm(config.embed_dim)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
 
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The blocks, a last add, the last norm."""
         update, residual = x, None
         for block in self.blocks:
             update, residual = block(update, residual)
-        return self.norm(self.drop_path(update), residual, self.backend)[0]
+        return add_rms_norm(self.drop_path(update), residual, self.norm.weight, backend=self.backend)[0]
 
     def set_backend(self, name: str) -> "VisionMamba":
         """Choose the scan's backend in all blocks: "auto" or one of `available_backends(device)`. Returns the model.
