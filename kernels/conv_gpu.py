@@ -2,12 +2,17 @@
 
 import torch
 import triton
-import triton.language as tl
 from minivim.kernels import conv_triton, operators
 from minivim.kernels.operators import compute_dtype
+from minivim.kernels.scan_gpu import accumulator, rows
 from torch import Tensor
 
 TIME, BLOCK = 32, 64  # steps and channels of a program
+
+
+def given(first: Tensor, second: Tensor | None) -> list[Tensor]:
+    """One tensor for each direction that there is."""
+    return [first] if second is None else [first, second]
 
 
 def launch(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: bool):
@@ -16,10 +21,9 @@ def launch(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: bool
     acc = compute_dtype(x)
     weight = torch.stack([w.to(acc).t() for w in weights])
     fixed = {"DIRECTIONS": len(weights), "K": weight.shape[1], "TIME": TIME, "BLOCK": BLOCK, "REVERSE": int(reverse)}
-    fixed["ACC"] = tl.float64 if acc == torch.float64 else tl.float32
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    fixed["ACC"] = accumulator(acc)
     grid = (triton.cdiv(E, BLOCK), triton.cdiv(L, TIME), batch)
-    return x, weight, torch.stack([b.to(acc) for b in biases]), grid, fixed
+    return rows(x), weight, torch.stack([b.to(acc) for b in biases]), grid, fixed
 
 
 @operators.operator("conv_gpu")
@@ -27,10 +31,10 @@ def conv(
     x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None, reverse: bool
 ) -> Tensor:
     """silu of the convolutions (directions, B, L, E); the second, `*_b`, looks the other way than the first."""
-    weights, biases = ([a] if b is None else [a, b] for a, b in ((weight, weight_b), (bias, bias_b)))
-    rows, w, c, grid, fixed = launch(x, weights, biases, reverse)
+    weights, biases = given(weight, weight_b), given(bias, bias_b)
+    x, w, c, grid, fixed = launch(x, weights, biases, reverse)
     y = torch.empty(len(weights), *x.shape, dtype=x.dtype, device=x.device)
-    conv_triton.conv_forward[grid](rows, w, c, y, *x.shape[1:], *rows.stride()[:2], **fixed)
+    conv_triton.conv_forward[grid](x, w, c, y, *x.shape[1:], *x.stride()[:2], **fixed)
     return y
 
 
@@ -44,14 +48,14 @@ def conv_backward(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], dy: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the weights (directions, E, K) and of the biases (directions, E)."""
-    rows, w, c, grid, fixed = launch(x, weights, biases, reverse)
+    x, w, c, grid, fixed = launch(x, weights, biases, reverse)
     (directions, K, E), parts = w.shape, grid[1] * grid[2]
-    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+    dy = rows(dy)
     ds = torch.empty(directions, *x.shape, dtype=w.dtype, device=x.device)
     dweight = torch.empty(directions, parts, K, E, dtype=w.dtype, device=x.device)
     dbias = torch.empty(directions, parts, E, dtype=w.dtype, device=x.device)
     conv_triton.conv_backward_sums[grid](
-        rows, w, c, dy, ds, dweight, dbias, *x.shape[1:], *rows.stride()[:2], *dy.stride()[:3], **fixed
+        x, w, c, dy, ds, dweight, dbias, *x.shape[1:], *x.stride()[:2], *dy.stride()[:3], **fixed
     )
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     conv_triton.conv_backward_input[grid](ds, w, dx, *x.shape[1:], **fixed)
@@ -71,7 +75,7 @@ def save_inputs(ctx, inputs, output):
 
 def conv_gradient(ctx, dy):
     x, weight, bias, weight_b, bias_b = ctx.saved_tensors
-    weights, biases = ([a] if b is None else [a, b] for a, b in ((weight, weight_b), (bias, bias_b)))
+    weights, biases = given(weight, weight_b), given(bias, bias_b)
     dx, dw, dbias = operators.entry(conv_backward, (x,))(x, weights, biases, dy, ctx.reverse)
     second = (None, None) if weight_b is None else (dw[1].to(weight_b.dtype), dbias[1].to(bias_b.dtype))
     return dx, dw[0].to(weight.dtype), dbias[0].to(bias.dtype), *second, None

@@ -51,9 +51,19 @@ class Scan(NamedTuple):
     acc: torch.dtype
 
 
+def rows(x: Tensor) -> Tensor:
+    """Neighbouring channels side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name for the type of the sums."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
 def together(tensors: list[Tensor]) -> tuple[Tensor, int]:
     """The first direction's tensor and how far behind it the second's lies; a copy where their strides differ."""
-    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    tensors = [rows(x) for x in tensors]
     first = tensors[0]
     if len(tensors) == 1:
         return first, 0
@@ -90,12 +100,11 @@ def prepare(u, delta, A, B, C, D, bias) -> Scan:
 def constants(scan: Scan, block: int, reverse: bool, softplus: bool) -> dict:
     """What all kernels are compiled for."""
     N, E = scan.A.shape[1:]
-    acc = tl.float64 if scan.acc == torch.float64 else tl.float32
     return {
         "STATES": N,
         "N": triton.next_power_of_2(N),
         "BLOCK": block,
-        "ACC": acc,
+        "ACC": accumulator(scan.acc),
         "REVERSE": int(reverse),
         "SOFTPLUS": softplus,
         "MASK": E % block != 0,
@@ -148,7 +157,7 @@ def gate(y: Tensor, z: Tensor, dout: Tensor | None, acc: torch.dtype):
     """out, or with dout (dy, dz)."""
     directions, batch, L, E = y.shape
     block = min(1024, triton.next_power_of_2(E))
-    fixed = {"R": directions, "BLOCK": block, "ACC": tl.float64 if acc == torch.float64 else tl.float32}
+    fixed = {"R": directions, "BLOCK": block, "ACC": accumulator(acc)}
     grid, sizes = (batch * L, triton.cdiv(E, block)), (batch * L, L, E, *z.stride()[:2])
     if dout is None:
         out = torch.empty_like(y[0])
@@ -178,7 +187,7 @@ def backward(scan: Scan, cut: Plan, dy: Tensor, states: Tensor, dlast: Tensor | 
     scan_triton.scan_backward[(blocks, batch * cut.chunks, directions)](
         u, scan.delta, dy, scan.A, scan.B, scan.C, scan.D, scan.bias, states, dlast, scratch,
         du, ddelta, dA, dB, dC, dD, dbias, dstart,
-        L, cut.steps, cut.chunks, E, scan.u_next, scan.delta_next, 0, *u.stride()[:2], *scan.delta.stride()[:2],
+        L, cut.steps, cut.chunks, E, scan.u_next, scan.delta_next, *u.stride()[:2], *scan.delta.stride()[:2],
         K=K, START=dlast is not None, **fixed,
     )  # fmt: skip
     return du, ddelta, dA.sum(1), dB.sum(1), dC.sum(1), dD.sum(1), dbias.sum(1), dstart
@@ -220,11 +229,6 @@ def scan(
     elif out is None:
         out = gate(y, z, None, prepared.acc)
     return out, last[0].transpose(1, 2), y, states
-
-
-def rows(x: Tensor) -> Tensor:
-    """Neighbouring channels side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def directions(first: tuple, second: tuple) -> Scan:
@@ -298,16 +302,14 @@ def scan_gradient(ctx, dout, dlast, _y, _states):
         [x[6] for x in given if x[6] is not None],
         *(z, y, states, dout, dlast, ctx.softplus, ctx.reverse),
     )
-    gradients, dstart, dz = (
-        found[:7],
-        None if start is None else found[7].to(start.dtype),
-        None if z is None else found[8],
-    )
-    of = [
-        [None if x is None else g[i].to(x.dtype) for g, x in zip(gradients, xs, strict=True)]
-        for i, xs in enumerate(given)
-    ]
-    return *of[0][:6], dz, of[0][6], dstart, *(of[1] if len(of) > 1 else [None] * 7), None, None, None
+    dstart, dz = None if start is None else found[7].to(start.dtype), None if z is None else found[8]
+
+    def of(direction: int) -> list[Tensor | None]:
+        inputs = given[direction]
+        return [None if x is None else g[direction].to(x.dtype) for g, x in zip(found, inputs, strict=False)]
+
+    *ahead, dbias = of(0)
+    return *ahead, dz, dbias, dstart, *(of(1) if len(given) > 1 else [None] * 7), None, None, None
 
 
 operators.differentiate(scan, save_inputs, scan_gradient)

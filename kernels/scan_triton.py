@@ -181,7 +181,7 @@ def adjoint_step(r, a, ah, dy, delta, du_in, B, C, a_log2):
 @triton.jit
 def scan_backward(
     u, delta, dy, A, B, C, D, bias, states, start, scratch, du, ddelta, dA, dB, dC, dD, dbias, dstart,
-    L, steps, chunks, E, u_next, delta_next, dy_next, u_b, u_t, delta_b, delta_t, STATES: tl.constexpr,
+    L, steps, chunks, E, u_next, delta_next, u_b, u_t, delta_b, delta_t, STATES: tl.constexpr,
     N: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, MASK: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
@@ -211,7 +211,7 @@ def scan_backward(
     saved = scratch + own + n[None, :] * BLOCK + tl.arange(0, BLOCK)[:, None]
     u += direction * u_next + b * u_b + d
     delta += direction * delta_next + b * delta_b + d
-    dy += direction * dy_next + b * L * E + d
+    dy += b * L * E + d  # the same for both directions
     B += line * L * STATES + n
     C += line * L * STATES + n
     du += line * L * E + d
