@@ -64,7 +64,7 @@ def test_legs_does_not_know_how_fast_time_runs():
 @pytest.mark.parametrize("measure", WINDOWS)
 def test_a_window_holds_the_projection_of_its_part_of_the_past(measure):
     """u lies in the span of the basis at all times, so nothing is approximated but by the sampling."""
-    N, window, L = 5, 200, 1000
+    N, window, L = 5, 400, 1200
     if measure == "legt":
         polynomial = np.array([0.3, -1.0, 0.5, 0.7])
         u = lambda time: np.polynomial.polynomial.polyval(time / L, polynomial)  # noqa: E731  # used once
@@ -76,7 +76,7 @@ def test_a_window_holds_the_projection_of_its_part_of_the_past(measure):
     h = remember(torch.from_numpy(u(times.numpy() + 0.5)), N, measure, window)
     for n in range(N):
         expected = projection(lambda x: u(L - window + x * window), n, function)
-        assert abs(h[-1, n].item() - expected) < 5e-4  # of the order of (4 pi / 200)^2 / 12, the error of the sampling
+        assert abs(h[-1, n].item() - expected) < 5e-4  # of the order of (4 pi / 400)^2, the error of the sampling
 
 
 @pytest.mark.parametrize("measure", WINDOWS)
