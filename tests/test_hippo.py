@@ -64,7 +64,7 @@ def test_legs_does_not_know_how_fast_time_runs():
 @pytest.mark.parametrize("measure", WINDOWS)
 def test_a_window_holds_the_projection_of_its_part_of_the_past(measure):
     """u lies in the span of the basis at all times, so nothing is approximated but by the sampling."""
-    N, window, L = 5, 400, 1200
+    N, window, L = 5, 400, 3200
     if measure == "legt":
         polynomial = np.array([0.3, -1.0, 0.5, 0.7])
         u = lambda time: np.polynomial.polynomial.polyval(time / L, polynomial)  # noqa: E731  # used once
