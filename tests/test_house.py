@@ -144,12 +144,13 @@ def bare_tensor(annotation: ast.AST) -> bool:
 
 
 def unshaped(function: ast.FunctionDef) -> list[str]:
-    """The arguments without an annotation, or with a tensor without a shape."""
+    """The arguments without an annotation, or with a tensor without a shape; a checker's `answer` may be anything."""
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return [
         argument.arg
         for argument in arguments
-        if argument.arg not in {"self", "cls"} and (argument.annotation is None or bare_tensor(argument.annotation))
+        if argument.arg not in {"self", "cls", "answer"}
+        and (argument.annotation is None or bare_tensor(argument.annotation))
     ]
 
 
