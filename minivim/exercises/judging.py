@@ -189,12 +189,7 @@ def describe_exception(function: Callable, error: BaseException) -> str:
     if line is None:
         return text
     source = linecache.getline(code.co_filename, line).strip()
-    place = (
-        f" of {Path(code.co_filename).name}"
-        if code.co_filename.endswith(".py") and "ipykernel" not in code.co_filename
-        else ""
-    )
-    return f"{text}\nin line {line}{place}: {source}".removesuffix(": ")
+    return f"{text}\nin line {line} of your code: {source}".removesuffix(": ")
 
 
 def shorten(error: BaseException) -> str:
