@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test train bench notebooks lint
+.PHONY: help lab test train bench notebooks grade lint
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ bench: $(READY) ## measure speed and memory; ARGS as for `minivim bench --help`
 
 notebooks: $(READY) ## rebuild the notebooks from notebooks/src; ARGS names some of them
 	$(BIN)/python notebooks/build.py $(ARGS)
+
+grade: $(READY) ## grade submissions; ARGS names notebooks or folders
+	$(BIN)/minivim grade $(ARGS)
 
 lint: $(READY) ## check style and format; mend with .venv/bin/ruff check --fix and ruff format
 	$(BIN)/ruff check .

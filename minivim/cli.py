@@ -173,6 +173,38 @@ def bench(arguments: Sequence[str]) -> None:
     print("written:", *report.save(config.out))
 
 
+def grade_flags(
+    paths: tuple[str, ...],
+    /,
+    *,
+    csv: str | None = None,
+    json: str | None = None,
+    time_limit: float = 300,
+    memory_limit: float = 4,
+    workers: int = 1,
+) -> dict:
+    """Grade notebooks with exercises. A submission runs with your rights: use a container for people you do not trust.
+
+    Args:
+        paths: Notebooks, or folders in which every .ipynb is a submission.
+        csv: Write one line a submission to this file.
+        json: Write everything, with all messages, to this file.
+        time_limit: Seconds for all cells of one submission.
+        memory_limit: GiB for one submission (on Linux).
+        workers: Submissions that run at the same time.
+    """
+    limits = {"time_limit": time_limit, "memory_limit": memory_limit, "workers": workers}
+    return {"paths": paths, "csv": csv, "json": json} | limits
+
+
+def grade(arguments: Sequence[str]) -> None:
+    """Grade the exercises of a class: minivim grade FILE.ipynb|FOLDER"""
+    flags = parse(grade_flags, arguments, "grade")
+    from minivim.grade import grade_files, table
+
+    print(table(grade_files(**flags)))
+
+
 COMMANDS = {
     "train": train,
     "eval": evaluate,
@@ -180,6 +212,7 @@ COMMANDS = {
     "models": models,
     "doctor": doctor,
     "bench": bench,
+    "grade": grade,
 }
 
 

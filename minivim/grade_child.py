@@ -1,0 +1,121 @@
+"""The process in which a submission runs: `python -m minivim.grade_child`, started by minivim.grade_run.
+
+It runs the notebook's code cells and lends its functions to the checkers, which run in the grader's process. So nothing
+that a submission does to this process can change a verdict.
+"""
+
+import json
+import linecache
+import os
+import re
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+
+import minivim.exercises
+from minivim.exercises.checking import Todo, Wrong
+from minivim.exercises.judging import Guarded, shorten
+from minivim.grade_wire import Wire, decode, encode
+
+MAGIC = re.compile(r"^(\s*)[%!?].*$", re.MULTILINE)
+LARGEST_FILE = 2**26  # bytes
+
+
+def hide_streams() -> None:
+    """Throw away what the submission prints, also what goes around sys.stdout; its input is empty."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+
+
+def set_limits(memory: int) -> None:
+    """At most `memory` bytes, files of 64 MB, no core dumps; where the system has such limits."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limits = {"RLIMIT_DATA": memory, "RLIMIT_FSIZE": LARGEST_FILE, "RLIMIT_CORE": 0}
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+
+
+def plain_python(source: str) -> str:
+    """A cell without IPython's magics; a cell that is all magic, such as %%bash, becomes empty."""
+    if source.startswith("%%"):
+        first, _, rest = source.partition("\n")
+        source = rest if first.split()[0] in ("%%time", "%%timeit", "%%capture", "%%prun") else ""
+    try:
+        compile(source, "cell", "exec")
+        return source
+    except (SyntaxError, ValueError):
+        return MAGIC.sub(r"\1pass", source)
+
+
+class Announcer:
+    """Stands in for `minivim.exercises.check`: says that a check is due, and lends the function to the checker."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire, self.process, self.busy = wire, os.getpid(), False
+
+    def check(self, number: str, answer: Callable) -> None:
+        """Announce the check and answer the checker's calls until it has its verdict."""
+        if self.busy or os.getpid() != self.process:  # called by an answer, or by a forked copy of the submission
+            return
+        self.busy = True
+        try:
+            self.wire.send("check", number=str(number)[:20])
+            guarded = Guarded(answer)
+            while (message := self.wire.receive())["kind"] == "call":
+                self.reply(guarded, message)
+        finally:
+            self.busy = False
+
+    def reply(self, guarded: Guarded, message: dict) -> None:
+        """Call the function and send back what it gives."""
+        try:
+            result = guarded(*decode(message["arguments"]), **decode(message["options"]))
+            self.wire.send("value", value=encode(result))
+        except Todo:
+            self.wire.send("todo")
+        except Wrong as wrong:
+            self.wire.send("wrong", text=str(wrong)[:2000])
+        except (TypeError, ValueError) as error:
+            self.wire.send("wrong", text=f"your function returned {shorten(error)}")
+        except BaseException as error:
+            self.wire.send("wrong", text=f"your function raised {type(error).__name__}: {shorten(error)}")
+
+
+def run_cells(cells: list[str], wire: Wire) -> None:
+    """Run all cells in order in one namespace; what raises is reported, and the next cell runs."""
+    module = ModuleType("__main__")
+    module.display = lambda *arguments, **options: None
+    sys.modules["__main__"] = module
+    for index, source in enumerate(cells, 1):
+        wire.send("cell", cell=index)
+        try:
+            code, name = plain_python(source), f"cell {index}"
+            linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+            exec(compile(code, name, "exec"), module.__dict__)
+        except BaseException as error:
+            reason = traceback.format_exception_only(type(error), None)[0].strip().removesuffix(": None")
+            wire.send("raised", cell=index, text=f"{reason}: {shorten(error)}")
+
+
+def main() -> None:
+    """Connect to the grader, whose address comes on stdin, and run what it sends."""
+    address = json.loads(sys.stdin.readline())
+    hide_streams()
+    wire = Wire(socket.create_connection(("127.0.0.1", address["port"])))
+    wire.send("hello", token=address["token"])
+    setup = wire.receive()
+    set_limits(setup["memory"])
+    minivim.exercises.check = Announcer(wire).check
+    run_cells(setup["cells"], wire)
+    wire.send("done")
+    os._exit(0)  # a thread that the submission has left behind must not keep it alive
+
+
+if __name__ == "__main__":
+    main()
