@@ -217,7 +217,7 @@ def scan(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out (B, L, E), last state (B, E, N), y before the gate (empty without one), kept states.
 
-    With a second direction, `*_b`, which walks against the first, out is the mean of both.
+    With a second direction, `*_b`, which walks against the first, out is the mean of both, and no last state is given.
     """
     prepared = directions((u, delta, A, B, C, D, bias), (u_b, delta_b, A_b, B_b, C_b, D_b, bias_b))
     cut = plan(len(prepared.A), *u.shape)
@@ -228,7 +228,8 @@ def scan(
         out, y = y[0], y.new_empty(0)
     elif out is None:
         out = gate(y, z, None, prepared.acc)
-    return out, last[0].transpose(1, 2), y, states
+    last = last[0].transpose(1, 2) if u_b is None else last.new_empty(0)
+    return out, last, y, states
 
 
 def directions(first: tuple, second: tuple) -> Scan:
@@ -238,7 +239,7 @@ def directions(first: tuple, second: tuple) -> Scan:
 @scan.register_fake
 def _(u, delta, A, B, C, D, z, bias, start, u_b, delta_b, A_b, B_b, C_b, D_b, bias_b, softplus, reverse, save):
     (batch, L, E), N, R, acc = u.shape, A.shape[1], 1 if u_b is None else 2, compute_dtype(u)
-    last = u.new_empty(batch, N, E, dtype=acc).transpose(1, 2)
+    last = u.new_empty(batch, N, E, dtype=acc).transpose(1, 2) if u_b is None else u.new_empty(0, dtype=acc)
     y = u.new_empty(0) if z is None else u.new_empty(R, batch, L, E)
     return u.new_empty(u.shape), last, y, u.new_empty(R, batch, -(-L // K) if save else 0, N, E, dtype=acc)
 
@@ -295,6 +296,7 @@ def scan_gradient(ctx, dout, dlast, _y, _states):
     first = (u, delta, A, B, C, D, bias)
     given = [first] if second[0] is None else [first, tuple(second)]
     dout = torch.zeros_like(u) if dout is None else dout
+    dlast = dlast if second[0] is None else None
     found = operators.entry(scan_backward, (u,))(
         list(first[:5]),
         [] if second[0] is None else second[:5],

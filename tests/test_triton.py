@@ -3,6 +3,7 @@
 Every buffer that a kernel should fill is poisoned with NaN first, so that nothing it leaves out goes unseen.
 """
 
+import itertools
 import os
 
 import pytest
@@ -61,28 +62,44 @@ def cut(monkeypatch, V=1, chunks=1, K=scan_gpu.K):
     monkeypatch.setattr(scan_gpu, "plan", plan)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("L", [1, 2, 3, 31, 32, 33, 65, 197])
-def test_lengths(L, reverse):
-    both(problem(1, L, 3, 4), 1e-5, reverse=reverse)
+LENGTHS, CHANNELS, STATES = (1, 2, 3, 31, 32, 33, 65, 197), (1, 3, 32, 40), (1, 4, 16)
 
 
-@pytest.mark.parametrize("N", [1, 4, 16])
-@pytest.mark.parametrize("E", [1, 3, 32, 40])
-def test_channels_and_states(E, N):
-    both(problem(2, 5, E, N), 1e-5, reverse=True)
+def sizes():
+    """(L, E, N, reverse): all of them on a GPU; the interpreter takes 50 ms a step, so there each pair of values."""
+    if torch.cuda.is_available():
+        return list(itertools.product(LENGTHS, CHANNELS, STATES, (False, True)))
+    return [
+        (L, E, STATES[(i + j) % 3], (i // 2 + j) % 2 == 1)
+        for i, L in enumerate(LENGTHS)
+        for j, E in enumerate(CHANNELS)
+    ]
+
+
+def test_each_pair_of_sizes_is_tried():
+    values = (LENGTHS, CHANNELS, STATES, (False, True))
+    for a, b in itertools.combinations(range(4), 2):
+        assert {(case[a], case[b]) for case in sizes()} == set(itertools.product(values[a], values[b]))
+
+
+@pytest.mark.parametrize("L, E, N, reverse", sizes())
+def test_sizes_and_directions(L, E, N, reverse):
+    both(problem(1, L, E, N), 1e-5, reverse=reverse)
 
 
 @pytest.mark.parametrize("softplus", [False, True])
 @pytest.mark.parametrize("left_out", [*OPTIONS, "none", "all"])
-def test_each_option_may_be_left_out(left_out, softplus):
+def test_each_option_may_be_left_out(left_out, softplus, monkeypatch):
+    cut(monkeypatch, K=4)
     options = [] if left_out == "all" else [option for option in OPTIONS if option != left_out]
-    both(problem(1, 7, 5, 3, options, softplus), 1e-5, softplus=softplus)
+    for reverse in (False, True):
+        both(problem(1, 7, 5, 3, options, softplus), 1e-5, softplus=softplus, reverse=reverse)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_within_its_rounding(dtype):
-    both(problem(1, 21, 6, 4), 6 * torch.finfo(dtype).eps, dtype=dtype, reverse=True)
+@pytest.mark.parametrize("L, E, N, reverse", [(21, 6, 4, True), (33, 40, 16, False), (3, 1, 1, True)])
+def test_half_precision_within_its_rounding(L, E, N, reverse, dtype):
+    both(problem(1, L, E, N), 6 * torch.finfo(dtype).eps, dtype=dtype, reverse=reverse)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -114,7 +131,7 @@ def test_gradcheck(chunks, monkeypatch):
             **dict(zip(inputs, values, strict=True)), delta_softplus=True, return_last_state=True, backend="triton"
         )
 
-    assert torch.autograd.gradcheck(scan, list(inputs.values()))
+    assert torch.autograd.gradcheck(scan, list(inputs.values()), fast_mode=not torch.cuda.is_available())
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
