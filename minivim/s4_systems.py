@@ -32,6 +32,11 @@ def _step_sizes(H: int, delta_min: float, delta_max: float) -> nn.Parameter:
     return nn.Parameter(low + (high - low) * torch.rand(H))
 
 
+def _product(row: Complex[Tensor, "*#batch N_kept"], column: Complex[Tensor, "*#batch N_kept"]) -> Tensor:
+    """row times column over all N states, of which one of each pair stands here; (..., 1)."""
+    return both_of_pair((row * column).sum(-1, keepdim=True))
+
+
 class DiagonalSystem(nn.Module):
     """H systems h' = A h + B u, y = C h with a diagonal A, made discrete by `method`.
 
@@ -140,9 +145,8 @@ class DPLRSystem(nn.Module):
         """One step, (y, next state), in O(N): (2/delta - A) h = (2/delta + A) h_previous + 2 B u by Woodbury."""
         Lambda, P, B, C = self.continuous()
         rate = 2 / self.log_delta.double().exp()[:, None]
-        both = lambda row, column: both_of_pair((row * column).sum(-1, keepdim=True))  # noqa: E731  # P^* h of all N
-        right = (rate + Lambda) * state - P * both(P.conj(), state) + 2 * B * u[..., None]
+        right = (rate + Lambda) * state - P * _product(P.conj(), state) + 2 * B * u[..., None]
         resolvent = 1 / (rate - Lambda)
-        correction = both(P.conj(), resolvent * right) / (1 + both(P.conj(), resolvent * P))
+        correction = _product(P.conj(), resolvent * right) / (1 + _product(P.conj(), resolvent * P))
         state = resolvent * (right - P * correction)
-        return both(C, state)[..., 0], state
+        return _product(C, state)[..., 0], state
