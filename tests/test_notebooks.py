@@ -1,11 +1,14 @@
 """The course's notebooks: fresh, executed, small, honest. `pytest --nbval notebooks/` compares what they compute."""
 
+import base64
 import copy
+import io
 import json
 import re
 import statistics
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,16 +16,22 @@ import pytest
 pytest.importorskip("nbclient", reason="the notebooks need the extra 'notebooks'")
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra 'notebooks'")
 pytest.importorskip("jupytext", reason="the notebooks need the extra 'notebooks'")
+Image = pytest.importorskip("PIL.Image", reason="the notebooks need the extra 'notebooks'")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 import build  # noqa: E402 (a script beside the notebooks, not part of the package)
 
+from minivim.viz import flipbook  # noqa: E402 (after the line above only because it is sorted so)
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.stem[:2] not in ("00", "08")]  # two that have nothing that must move
 IGNORED = "nbval-ignore-output"
 CHECK = re.compile(r"\bassert\b|\bassert_close\(|\bcheck\(")
 FIGURE = "image/png"
+FLIPBOOK = 'class="flipbook-'
+PICTURE = re.compile(r"iVBORw0KGgo[A-Za-z0-9+/=]*")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=lambda path: path.stem)
 
 
@@ -33,15 +42,28 @@ def code_cells(path):
 def text_of(cell):
     """What a cell printed or returned, as text."""
     outputs = [output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
-    return "\n".join(text for text in outputs if not text.startswith("<Figure size"))
+    return "\n".join(text for text in outputs if not text.startswith(("<Figure size", "Flipbook(")))
 
 
 def compared(cell):
     return IGNORED not in cell.metadata.get("tags", [])
 
 
+def flipbooks(cell):
+    """The HTML of the flipbooks that a cell shows."""
+    pages = [output.get("data", {}).get("text/html", "") for output in cell.outputs]
+    return [page for page in pages if FLIPBOOK in page]
+
+
 def shows_figure(cell):
-    return any(FIGURE in output.get("data", {}) for output in cell.outputs)
+    return any(FIGURE in output.get("data", {}) for output in cell.outputs) or bool(flipbooks(cell))
+
+
+def drawing_code(cell, cells):
+    """The cell, with the cell that defines the function which draws its flipbook's frames."""
+    drawer = re.search(r"\bflipbook\(\s*(\w+)", cell.source)
+    defining = [each.source for each in cells if drawer and f"def {drawer[1]}(" in each.source]
+    return "\n".join([cell.source, *defining])
 
 
 def lines(cell):
@@ -126,10 +148,38 @@ def test_a_third_of_the_cells_checks_something(path):
 
 @each_notebook
 def test_figures_have_labels_and_a_number(path):
-    for cell in filter(shows_figure, code_cells(path)):
-        picture_only = 'axis("off")' in cell.source
-        assert picture_only or ("xlabel" in cell.source and "ylabel" in cell.source), cell.source
+    cells = code_cells(path)
+    for cell in filter(shows_figure, cells):
+        code = drawing_code(cell, cells)
+        picture_only = 'axis("off")' in code
+        assert picture_only or ("xlabel" in code and "ylabel" in code), cell.source
         assert re.search(r"\d", text_of(cell)), f"a figure without a printed number:\n{cell.source}"
+
+
+@each_notebook
+def test_a_figure_is_followed_by_what_to_see(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for cell, following in pairwise(cells):
+        if cell.cell_type == "code" and shows_figure(cell):
+            assert following.cell_type == "markdown" and "**What to see.**" in following.source, cell.source
+
+
+@each_notebook
+def test_flipbooks_are_small_and_need_no_network(path):
+    pages = [page for cell in code_cells(path) for page in flipbooks(cell)]
+    for page in pages:
+        assert "//" not in PICTURE.sub("", page)
+        frames = [base64.b64decode(frame) for frame in PICTURE.findall(page)]
+        assert 2 < len(frames) <= 31
+        assert {Image.open(io.BytesIO(frame)).size for frame in frames} == {(480, 260)}
+    assert len({re.search(FLIPBOOK + "(\\w+)", page)[1] for page in pages}) == len(pages), "two share a name"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_has_pictures_and_one_of_them_moves(path):
+    figures = [cell for cell in code_cells(path) if shows_figure(cell)]
+    assert len(figures) >= 3
+    assert any(flipbooks(cell) for cell in figures)
 
 
 @each_notebook
@@ -204,6 +254,23 @@ def test_nbval_sees_an_altered_number(path, outcomes_of_altered):
     assert len(outcomes) == len(altered_cut(nbformat.read(path, as_version=4)).cells)
 
 
+def test_nbval_compares_a_flipbook_but_not_its_pictures(tmp_path):
+    page = flipbook(lambda figure, value: figure.add_subplot().plot([0, value]), [1, 2], "a line")._repr_html_()
+    other = flipbook(lambda figure, value: figure.add_subplot().plot([value, 0]), [1, 2], "a line")._repr_html_()
+    assert other != page
+    notebook = nbformat.v4.new_notebook(metadata=build.METADATA)
+    for stored in (page, other, page.replace("a line", "a circle")):
+        shown = nbformat.v4.new_output("execute_result", data={"text/html": stored}, execution_count=1)
+        cell = nbformat.v4.new_code_cell(f"from IPython.display import HTML\nHTML({page!r})", execution_count=1)
+        cell.outputs = [
+            shown,
+        ]
+        shown.data["text/plain"] = "<IPython.core.display.HTML object>"
+        notebook.cells.append(cell)
+    nbformat.write(notebook, tmp_path / "books.ipynb")
+    assert run_nbval(tmp_path)["books"] == ["PASSED", "PASSED", "FAILED"]
+
+
 # ---- the machinery ---------------------------------------------------------------------------------------------------
 
 TOY = '''\
@@ -266,6 +333,7 @@ def test_build_opens_and_solves_the_exercises(toy, tmp_path):
     assert code_cells(learner)[1].metadata == {"tags": [IGNORED]}
     assert code_cells(learner)[1].outputs == []  # the progress bar is gone
     assert shows_figure(code_cells(learner)[2])
+    assert Image.open(io.BytesIO(base64.b64decode(code_cells(learner)[2].outputs[0].data[FIGURE]))).mode == "P"
 
 
 @pytest.mark.parametrize(("index", "text"), [(0, "0.5"), (4, "[fix]")], ids=["another number", "not solved"])
