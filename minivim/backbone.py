@@ -25,7 +25,7 @@ def check_whole(name: str, value: object, minimum: int = 1) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}")
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise a ValueError that names the field unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")

@@ -7,7 +7,8 @@ Before any time is printed, every contestant's result is compared with the refer
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from minivim import measure
 from minivim.backbone import check_choice, check_whole
 from minivim.bench_report import Report, Row, summarise
 from minivim.processes import use_threads
-from minivim.scan import available_backends, selective_scan
+from minivim.scan import available_backends, bidirectional_scan, selective_scan
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 3e-2}  # of the largest value of each result
 YARDSTICK = "torch.exp on (B, E, L, N)"
+DIRECTION = ("u", "delta", "A", "B", "C", "D", "delta_bias")  # what each direction has of its own
 
 
 def check_run(device: str, threads: int | None, rounds: int, out: Path) -> None:
@@ -70,6 +72,8 @@ class ScanBench:
     """B,E,L: batch, channels, tokens; may be given several times (default: 1,384,197)."""
     state: int = 16
     """N, the states of a channel."""
+    directions: int = 1
+    """1, or 2 as in a Vim block, averaged and gated; --against is then called twice, once on flipped copies."""
     backend: tuple[str, ...] = ()
     """A backend to time; may be given several times (default: all that can run). The reference always runs."""
     against: str | None = None
@@ -94,6 +98,7 @@ class ScanBench:
         check_run(self.device, self.threads, self.rounds, self.out)
         check_choice("dtype", self.dtype, tuple(DTYPES))
         check_whole("state", self.state)
+        check_choice("directions", self.directions, (1, 2))
         for name in self.backend:
             check_choice("backend", name, available_backends(self.device))
         for shape in self.shape:
@@ -118,36 +123,37 @@ class ScanCase:
     N: int
     dtype: str
     device: str
+    directions: int = 1
 
     def inputs(self) -> dict[str, Tensor]:
-        """Inputs as Vim has them: softplus(delta + bias) around [0.001, 0.1], A = -(1..N), skip and gate; seed 0."""
+        """Inputs as Vim has them: softplus(delta + bias) around [0.001, 0.1], A = -(1..N), skip and gate; seed 0.
+
+        The names of what the second direction has of its own end in _back.
+        """
         random = torch.Generator().manual_seed(0)
         B, E, L, N = self.B, self.E, self.L, self.N
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=random)
 
-        step = torch.exp(math.log(1e-3) + torch.rand(E, generator=random) * math.log(100))
-        activations = {
-            "u": normal(B, L, E),
-            "delta": 0.5 * normal(B, L, E),
-            "B": normal(B, L, N),
-            "C": normal(B, L, N),
-            "z": normal(B, L, E),
-        }
-        parameters = {
-            "A": -torch.arange(1.0, N + 1).repeat(E, 1),
-            "D": torch.ones(E),
-            "delta_bias": step + torch.log(-torch.expm1(-step)),  # the inverse of softplus
-        }
-        dtype = DTYPES[self.dtype]
-        parameter_dtype = torch.float64 if self.dtype == "float64" else torch.float32
-        return {name: x.to(self.device, dtype) for name, x in activations.items()} | {
-            name: x.to(self.device, parameter_dtype) for name, x in parameters.items()
-        }
+        tensors = {"z": normal(B, L, E)}
+        for end in ("", "_back")[: self.directions]:
+            step = torch.exp(math.log(1e-3) + torch.rand(E, generator=random) * math.log(100))
+            tensors |= {
+                f"u{end}": normal(B, L, E),
+                f"delta{end}": 0.5 * normal(B, L, E),
+                f"A{end}": -torch.arange(1.0, N + 1).repeat(E, 1),
+                f"B{end}": normal(B, L, N),
+                f"C{end}": normal(B, L, N),
+                f"D{end}": torch.ones(E),
+                f"delta_bias{end}": step + torch.log(-torch.expm1(-step)),  # the inverse of softplus
+            }
+        activations, parameters = DTYPES[self.dtype], torch.float64 if self.dtype == "float64" else torch.float32
+        return {name: x.to(self.device, activations if x.dim() == 3 else parameters) for name, x in tensors.items()}
 
     def __str__(self) -> str:
-        return f"(B, E, L) = ({self.B}, {self.E}, {self.L}), N = {self.N}, {self.dtype}"
+        both = ", both directions" if self.directions == 2 else ""
+        return f"(B, E, L) = ({self.B}, {self.E}, {self.L}), N = {self.N}, {self.dtype}{both}"
 
 
 def transposed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,16 +162,27 @@ def transposed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def scan_function(name: str, channel_first: bool) -> Callable[..., Tensor]:
-    """A contestant as a function of the inputs by name."""
-    if channel_first:
-        return load_against(name)
-    return lambda **inputs: selective_scan(**inputs, backend=name)
+    """A contestant as a function of the inputs by name, for one direction or, where there is a u_back, for both."""
+    one = load_against(name) if channel_first else partial(selective_scan, backend=name)
+
+    def scan(z: Tensor, **inputs: Tensor) -> Tensor:
+        ahead = {key: inputs[key] for key in DIRECTION}
+        if "u_back" not in inputs:
+            return one(**ahead, z=z, delta_softplus=True)
+        back = {key: inputs[f"{key}_back"] for key in DIRECTION}
+        if not channel_first:
+            return bidirectional_scan(tuple(ahead.values()), tuple(back.values()), z, backend=name)
+        flipped = {key: x.flip(-1) if x.dim() == 3 else x for key, x in back.items()}
+        y = one(**flipped, z=z.flip(-1), delta_softplus=True).flip(-1)
+        return (one(**ahead, z=z, delta_softplus=True) + y) / 2
+
+    return scan
 
 
 def outputs(function: Callable, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The output and all gradients; z serves as the cotangent, being of the output's shape in either layout."""
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-    out = function(**leaves, delta_softplus=True)
+    out = function(**leaves)
     gradients = torch.autograd.grad(out, list(leaves.values()), inputs["z"].detach())
     return {"output": out.detach()} | {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}
 
@@ -207,17 +224,18 @@ def scan_call(name: str, channel_first: bool, mode: str, case: ScanCase) -> Call
     inputs = case.inputs()
     if name == YARDSTICK:
         x = (inputs["delta"].transpose(1, 2)[..., None] * inputs["A"][:, None]).contiguous()  # (B, E, L, N)
+        x = x.repeat(case.directions, 1, 1, 1)
         y = torch.empty_like(x)
         return lambda: torch.exp(x, out=y)
     function = scan_function(name, channel_first)
     inputs = transposed(inputs) if channel_first else inputs
     if mode == "forward":
-        return torch.no_grad()(lambda: function(**inputs, delta_softplus=True))
+        return torch.no_grad()(lambda: function(**inputs))
     leaves = {key: x.requires_grad_() for key, x in inputs.items()}
     cotangent = leaves["z"].detach()
 
     def forward_and_backward() -> tuple[Tensor, ...]:
-        out = function(**leaves, delta_softplus=True)
+        out = function(**leaves)
         return torch.autograd.grad(out, list(leaves.values()), cotangent)
 
     return forward_and_backward
@@ -225,7 +243,7 @@ def scan_call(name: str, channel_first: bool, mode: str, case: ScanCase) -> Call
 
 def scan_memory(name: str, channel_first: bool, mode: str, case: ScanCase) -> int | None:
     """Peak memory of one call beyond its inputs; outputs and gradients count. A tiny call compiles first."""
-    tiny = ScanCase(1, case.E, 2, case.N, case.dtype, case.device)
+    tiny = replace(case, B=1, L=2)
     scan_call(name, channel_first, mode, tiny)()
     call = scan_call(name, channel_first, mode, case)
     return measure.peak_extra_bytes(call, case.device)
@@ -284,7 +302,7 @@ def bench_scan(config: ScanBench) -> Report:
     with use_threads(config.threads):
         contests = []
         for shape in config.shape or ("1,384,197",):
-            case = ScanCase(*parse_shape(shape), config.state, config.dtype, config.device)
+            case = ScanCase(*parse_shape(shape), config.state, config.dtype, config.device, config.directions)
             expected = reference_outputs(case.inputs())
             errors = {
                 name: None if name == YARDSTICK else error_against(expected, name, name == config.against, case)

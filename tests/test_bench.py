@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,6 +170,19 @@ def test_every_backend_passes_the_check(dtype):
         assert bench.error_against(bench.reference_outputs(case.inputs()), name, False, case) <= bench.TOLERANCES[dtype]
 
 
+def test_both_directions_are_the_mean_of_two_scans():
+    inputs = replace(SMALL, dtype="float64", directions=2).inputs()
+    ahead = {name: x for name, x in inputs.items() if not name.endswith("_back")}
+    back = {name.removesuffix("_back"): x for name, x in inputs.items() if name.endswith("_back")}
+    options = {"delta_softplus": True, "backend": "reference"}
+    expected = (selective_scan(**ahead, **options) + selective_scan(**back, z=inputs["z"], reverse=True, **options)) / 2
+    for name in available_backends("cpu"):
+        torch.testing.assert_close(bench.scan_function(name, channel_first=False)(**inputs), expected)
+    against = bench.scan_function(f"{__name__}:right", channel_first=True)(**bench.transposed(inputs))
+    torch.testing.assert_close(against.transpose(1, 2), expected)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize(
     "name, complaint",
     [
@@ -178,9 +192,10 @@ def test_every_backend_passes_the_check(dtype):
         ("raises", "fails at .*: ZeroDivisionError: a foreign fault"),
     ],
 )
-def test_a_wrong_implementation_is_refused_before_anything_is_timed(monkeypatch, name, complaint):
+def test_a_wrong_implementation_is_refused_before_anything_is_timed(monkeypatch, name, complaint, directions):
     monkeypatch.setattr(measure, "interleave", lambda *_: pytest.fail("timed before it was checked"))
-    config = ScanBench(shape=("2,3,5",), state=4, backend=("reference",), against=f"{__name__}:{name}", memory=False)
+    sizes = {"shape": ("2,3,5",), "state": 4, "directions": directions}
+    config = ScanBench(**sizes, backend=("reference",), against=f"{__name__}:{name}", memory=False)
     with pytest.raises(ValueError, match=f"{__name__}:{name} .*({complaint})"):
         bench_scan(config)
 
@@ -192,7 +207,9 @@ def report():
     measure.SAMPLE_SECONDS = 0.001
     try:
         return bench_scan(
-            ScanBench(shape=("2,3,5", "2,3,9"), state=4, against=f"{__name__}:right", memory=False, rounds=2)
+            ScanBench(
+                shape=("2,3,5", "2,3,9"), state=4, directions=2, against=f"{__name__}:right", memory=False, rounds=2
+            )
         )
     finally:
         measure.SAMPLE_SECONDS = samples
@@ -308,6 +325,6 @@ def test_a_training_step_changes_the_weights_and_inference_does_not():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("batch", [1, 8])
 def test_on_cuda(batch):
-    report = bench_scan(ScanBench(shape=(f"{batch},64,65",), device="cuda", rounds=2))
+    report = bench_scan(ScanBench(shape=(f"{batch},64,65",), device="cuda", directions=batch % 7 + 1, rounds=2))
     assert all(row.seconds > 0 for row in report.rows)
     assert all(row.extra_bytes > 0 for row in report.rows if row.name != bench.YARDSTICK)
