@@ -152,7 +152,8 @@ check("02.1", euler_step)
 # | $C$ | how the output is read from the state | (P, N) | 1 |
 # | $D$ | input that goes to the output directly | (P, M) | 0 |
 #
-# $C$ and $D$ contain no derivative. They stay as they are, and we can forget them for this chapter.
+# N is the number of states, M of inputs, P of outputs; for the cup, all are 1. $C$ and $D$ contain no derivative.
+# They stay as they are, and we can forget them for this chapter.
 #
 # **Where does $\Delta$ come from?** Our data is a sequence: $u[0], u[1], u[2], \dots$ A sequence knows first and next.
 # It has no clock. To feed it to (2.1), we must say how long each number lasts. That is the **step size** $\Delta$
@@ -283,7 +284,8 @@ assert ((ours - exact_values) / exact_values).abs().max() < 1e-6 < ((naive - exa
 # $$\frac{h[t] - h[t-1]}{\Delta} = A \cdot (\text{a state during the step}) + B\,u[t]$$
 #
 # Which state? At the start of the step it is $h[t-1]$, at its end $h[t]$. Take a share $\alpha$ of the new one and a
-# share $1 - \alpha$ of the old one. Now bring $h[t]$ to the left:
+# share $1 - \alpha$ of the old one. The input is held, so there is only one $u[t]$ to take. Now bring $h[t]$ to the
+# left:
 #
 # $$(I - \alpha \Delta A)\,h[t] = \bigl(I + (1-\alpha)\,\Delta A\bigr)\,h[t-1] + \Delta B\,u[t]$$
 #
@@ -377,7 +379,8 @@ for method, expected in {"euler": 1, "backward_euler": 1, "bilinear": 2}.items()
 # %%
 fig, axis = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
 for method, name in RULES.items():
-    axis.loglog(deltas, errors[method].clamp(min=1e-15), "o-", color=COLOURS[method], label=name)
+    style = "o--" if method == "backward_euler" else "o-"
+    axis.loglog(deltas, errors[method].clamp(min=1e-15), style, color=COLOURS[method], label=name)
 axis.set(
     xlabel="step size delta", ylabel="error at time 1 (degrees)", title="Error of the cooling cup", ylim=(1e-16, 30)
 )
@@ -385,7 +388,7 @@ axis.legend()
 axis.grid(alpha=0.3)
 plt.show()
 better = errors["euler"][-1] / errors["bilinear"][-1]
-print(f"at the smallest step, bilinear is better than Euler by a factor of {better:.1g}")
+print(f"at the smallest step, bilinear is better than Euler by a factor of about {round(better.item(), -2):,.0f}")
 
 # %% [markdown]
 # **What to see.** Both Eulers lie on lines with slope 1, almost the same line. Bilinear has slope 2: at the smallest
@@ -411,9 +414,10 @@ print(f"at the smallest step, bilinear is better than Euler by a factor of {bett
 #
 # <details><summary>What there is to find</summary>
 #
-# The first wrong term of the rule is $(\alpha - \tfrac12)\,x^2$. It vanishes only at exactly $\tfrac12$. At 0.49 it is
-# small but there: with few steps the $x^3$ term is larger and the order looks like 2; with many steps the order is 1.
-# An order is a statement about small steps.
+# The first wrong term of the rule is $(\alpha - \tfrac12)\,x^2$. It vanishes only at exactly $\tfrac12$, and there
+# the order is 2. At 0.49 it is small but there. With 8 steps for $A = -1$, the $x^3$ term is about as large, and you
+# measure 1.4. With 8,000 steps you measure 1.0. An order is a statement about small steps, and a rule that is "nearly
+# bilinear" has the order of Euler.
 #
 # </details>
 
@@ -437,9 +441,9 @@ check("02.3", measured_order)
 # %% [markdown]
 # ## 6. Exact, but for which input?
 #
-# "ZOH is exact" is said so often that its condition gets lost: exact **if the input is held**. A token, a pixel, a
-# digital control signal are held: between two of them there is nothing. A sound is not held. It moves between two
-# samples, and a staircase is only an approximation to it.
+# "ZOH is exact" is said so often that its condition gets lost: exact **if the input is held**. The voltage that a
+# computer sends to a motor is held until the next one comes. A token is held by definition: between two tokens there is
+# nothing. A sound is not held. It moves between two samples, and a staircase is only an approximation to it.
 #
 # Let the plate follow a smooth wave, $u(t) = \cos 2t$. For this input the exact solution of $h' = -h + u$ from
 # $h(0) = 0$ is known: the real part of $(e^{2it} - e^{-t})/(1 + 2i)$. We feed it with samples, in two ways: the value
@@ -473,9 +477,9 @@ for method, name in RULES.items():
 #
 # ## 7. More than one state: the exponential of a matrix
 #
-# Hang a weight on a spring. Its state has two numbers, position and velocity. The position changes by the velocity. The
-# velocity changes by the force of the spring, which pulls back in proportion to the position; and $u$ is a push from
-# outside. In suitable units:
+# Hang a weight on a spring. Its state has two numbers, position and velocity. The velocity is the rate at which the
+# position changes. The velocity itself changes by the force of the spring, which pulls back in proportion to the
+# position; and $u$ is a push from outside. In suitable units:
 #
 # $$h = \begin{pmatrix}\text{position}\\ \text{velocity}\end{pmatrix}, \qquad
 # h' = \begin{pmatrix}0 & 1\\ -1 & 0\end{pmatrix} h + \begin{pmatrix}0\\ 1\end{pmatrix} u$$
@@ -513,10 +517,11 @@ print("the series gives the rotation by 0.5; number by number:", torch.exp(0.5 *
 from scipy.linalg import expm
 
 A_bar, _ = discretize(spring_A, spring_B, 0.5)
-assert torch.allclose(A_bar, torch.matrix_exp(0.5 * spring_A), atol=1e-14)
-assert torch.allclose(A_bar, torch.from_numpy(expm(0.5 * spring_A.numpy())), atol=1e-14)
-print("package = torch.matrix_exp = scipy:", True, "  = torch.exp:", torch.allclose(A_bar, torch.exp(0.5 * spring_A)))
-assert not torch.allclose(A_bar, torch.exp(0.5 * spring_A))
+others = torch.matrix_exp(0.5 * spring_A), torch.from_numpy(expm(0.5 * spring_A.numpy()))
+equal = all(torch.allclose(A_bar, other, atol=1e-14) for other in others)
+print("package = torch.matrix_exp = scipy:", equal)
+print("package = torch.exp:", torch.allclose(A_bar, torch.exp(0.5 * spring_A)))
+assert equal and not torch.allclose(A_bar, torch.exp(0.5 * spring_A))
 
 # %% [markdown]
 # **When number by number is right.** If $A$ is diagonal, then so are $A A$ and $A A A$: powers of a diagonal matrix are
@@ -526,13 +531,13 @@ assert not torch.allclose(A_bar, torch.exp(0.5 * spring_A))
 #
 # The states do not touch each other. Each one is a cup of coffee. This is why S4D, Mamba and Vim store N numbers and
 # not a matrix, and write `exp(delta * A)` with an ordinary `exp` and an ordinary product. In Mamba's code `A` has the
-# shape (E, N). That is not one rectangular matrix but E lists of N diagonal numbers.
+# shape (E, N), where E is the number of channels. That is not one rectangular matrix but E lists of N diagonal numbers.
 
 # %%
 a = torch.tensor([-1.0, -2.0, -3.0])
-by_numbers = torch.exp(0.1 * a)
-assert torch.allclose(torch.matrix_exp(0.1 * torch.diag(a)), torch.diag(by_numbers), atol=1e-15)
-print("diagonal A: matrix exponential = exponential of each number:", True)
+equal = torch.allclose(torch.matrix_exp(0.1 * torch.diag(a)), torch.diag(torch.exp(0.1 * a)), atol=1e-15)
+print("diagonal A: matrix exponential = exponential of each number:", equal)
+assert equal
 print("numbers to store for N = 16: dense", 16 * 16, "diagonal", 16)
 
 # %% [markdown]
@@ -548,7 +553,8 @@ print("numbers to store for N = 16: dense", 16 * 16, "diagonal", 16)
 
 # %%
 a, V = torch.linalg.eig(spring_A)
-print("eigenvalues of the spring, real parts:", a.real.abs().tolist(), " imaginary:", sorted(a.imag.tolist()))
+print("eigenvalues of the spring, imaginary parts:", sorted(round(value, 3) for value in a.imag.tolist()))
+assert torch.allclose(a.real, torch.zeros(2), atol=1e-14)
 bridge = V @ torch.diag(torch.exp(0.5 * a)) @ torch.linalg.inv(V)
 assert torch.allclose(bridge.imag, torch.zeros(2, 2), atol=1e-14)
 assert torch.allclose(bridge.real, rotation, atol=1e-14)
@@ -623,20 +629,22 @@ check("02.4", bilinear)
 # %% [markdown]
 # ## 8. Stability: which rule explodes, which one dies
 #
-# A state with eigenvalue $a$ is multiplied by $\bar A$ at each step. In continuous time it fades if the real part of
-# $a$ is negative: then $|e^{\Delta a}| < 1$. Does the recurrence fade, too? That depends on one thing: whether $|\bar
-# A| < 1$. And $\bar A$ depends only on $x = \Delta a$, a point in the complex plane. So each rule has a map of the
-# plane: the **stability region**, where $|\bar A| < 1$. We draw it by asking the package, point by point.
+# Every rule builds $\bar A$ from powers and inverses of $A$, and so the bridge (2.6) works for all of them: in the
+# coordinates of the eigenvectors, each state has a number $a$ of its own and is multiplied at each step by its own
+# number $\bar A$. In continuous time a state fades if the real part of $a$ is negative, for then $e^{\Delta a}$ is
+# smaller than 1 in size. Does the recurrence fade, too? It does if $|\bar A| < 1$. And $\bar A$ depends only on
+# $x = \Delta a$, a point in the complex plane. So each rule has a map of the plane: the **stability region**, where
+# $|\bar A| < 1$. We draw it by asking the package, point by point.
 
 # %%
 real, imaginary = torch.meshgrid(torch.linspace(-4, 2, 241), torch.linspace(-3, 3, 241), indexing="xy")
 plane = torch.complex(real, imaginary)
 size = {method: discretize_diagonal(plane, 1.0, method)[0].abs() for method in RULES}
-left = real < -1e-9
+left_half = real < -1e-9
 for method, name in RULES.items():
-    print(f"{name:>14}: stable in {(size[method][left] < 1).double().mean():.0%} of the left half drawn here")
+    print(f"{name:>14}: stable in {(size[method][left_half] < 1).double().mean():.0%} of the left half drawn here")
 assert torch.allclose(size["euler"], (1 + plane).abs())  # so the region is a disc of radius 1 around -1
-assert all((size[method][left] < 1).all() for method in ("backward_euler", "bilinear", "zoh"))
+assert all((size[method][left_half] < 1).all() for method in ("backward_euler", "bilinear", "zoh"))
 
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(9.6, 2.8), sharey=True, layout="constrained")
@@ -648,7 +656,7 @@ for axis, (method, name) in zip(axes, RULES.items(), strict=True):
 axes[0].set_ylabel("imaginary part of delta A")
 fig.colorbar(shades, label="size of A_bar")
 plt.show()
-print("at delta A = -3:", {RULES[method]: round(size[method][120, 40].item(), 2) for method in RULES})
+print("at delta A = -3:", ", ".join(f"{name} {size[method][120, 40]:.2g}" for method, name in RULES.items()))
 
 # %% [markdown]
 # **What to see.** Green is where the recurrence fades; dark green means fast. Left of the red line, the true state
@@ -691,7 +699,7 @@ right.set(xlabel="position", ylabel="velocity", xlim=(-4, 4), ylim=(-4, 4), aspe
 left.legend(ncols=2, fontsize=8)
 plt.show()
 late = 100 * (0.2 - 2 * math.atan(0.1))
-print(f"after {100 * 0.2:.0f} units of time, bilinear is late by {late:.2g} of them")
+print(f"after {100 * 0.2:.0f} units of time, bilinear is {late:.2g} units late")
 
 # %% [markdown]
 # **What to see.** Euler spirals outwards: each step multiplies the energy by $1 + \Delta^2$. Backward Euler spirals
@@ -706,7 +714,6 @@ swing_A = torch.tensor([[-0.5, 2.0], [-2.0, -0.5]])  # its eigenvalues are -0.5 
 swing_a = torch.tensor([-0.5 + 2j, -0.5 - 2j])
 assert torch.allclose(torch.linalg.eigvals(swing_A).imag.abs(), torch.tensor([2.0, 2.0]))
 largest = 2 * 0.5 / (0.5**2 + 2**2)  # where |1 + x| = 1
-print(f"the points leave the disc at delta = {largest:.3f}")
 assert abs(abs(1 + largest * swing_a[0]) - 1) < 1e-12
 
 
@@ -718,16 +725,18 @@ def draw_step(figure, delta):
     left.add_patch(plt.Circle((-1, 0), 1, color="tab:green", alpha=0.25))
     left.axvline(0, color="gray", linewidth=0.8)
     left.plot((delta * swing_a).real, (delta * swing_a).imag, "o", color=colour)
-    left.set(xlim=(-2.1, 0.5), ylim=(-1.3, 1.3), aspect="equal", xlabel="real part", ylabel="imaginary part")
+    left.set(xlim=(-2.1, 0.5), ylim=(-1.3, 1.3), aspect="equal", xlabel="real part of delta a", ylabel="imaginary part")
     left.set_title(f"delta = {delta:.2f}", fontsize=10)
     fine = torch.linspace(0, 6, 200)
     states = run(discretize(swing_A, spring_B, delta, "euler")[0], torch.tensor([1.0, 0.0]), int(6 / delta))
     right.plot(fine, torch.exp(-0.5 * fine) * torch.cos(2 * fine), color="black", linewidth=1)
     right.plot(delta * torch.arange(len(states)), states[:, 0], "o-", color=colour, markersize=3, linewidth=0.8)
-    right.set(xlabel="time", ylabel="position", ylim=(-3, 3))
+    right.set(xlabel="time", ylabel="position", ylim=(-2.4, 2.4))
     right.set_title("fades" if inside else "explodes", fontsize=10)
 
 
+# %%
+print(f"the points leave the disc at delta = {largest:.3f}")
 steps = [0.03, 0.06, 0.1, 0.14, 0.18, 0.22, 0.25, 0.28, 0.32, 0.36, 0.4, 0.5]
 flipbook(draw_step, steps, "Euler's rule for a swing while its step grows")
 
@@ -787,7 +796,7 @@ A_bar, _ = discretize_diagonal(A, delta[:, None])
 assert torch.allclose(A_bar**half_lives, torch.full((3, 3), 0.5))
 
 # %%
-tokens = torch.arange(0, 401)
+tokens = torch.arange(0, 801)
 fig, axis = plt.subplots(figsize=(6, 2.7), layout="constrained")
 for A_value, delta_value, colour in ((-1, 0.001, "tab:blue"), (-16, 0.001, "tab:orange"), (-1, 0.1, "tab:green")):
     A_bar, _ = discretize_diagonal(torch.tensor(float(A_value)), delta_value)
@@ -871,10 +880,10 @@ print("states:", states)
 assert states == [4, 4, 5]
 
 # %% [markdown]
-# If the network computes $\Delta[t] = \text{softplus}(z[t])$ from the token, then $g[t] = 1 -
-# e^{-\text{softplus}(z[t])}$ is exactly the sigmoid of $z[t]$: the gate of the classical recurrent networks (*Mamba,
-# Theorem 1*). So the oldest idea of recurrent networks, and the sampling of a differential equation, are one thing.
-# Nothing is cut out of the sequence; the tokens with small $\Delta$ simply leave the state alone.
+# If the network computes $\Delta[t] = \text{softplus}(z[t])$ from the token, then $1 - e^{-\Delta[t]}$ is exactly the
+# sigmoid of $z[t]$: the gate of the classical recurrent networks (*Mamba, Theorem 1*). So the oldest idea of recurrent
+# networks, and the sampling of a differential equation, are one thing. Nothing is cut out of the sequence; the tokens
+# with small $\Delta$ simply leave the state alone.
 
 # %%
 z = torch.linspace(-8, 8, 101)
@@ -894,8 +903,8 @@ axis.axhline(0, color="gray", linewidth=0.8)
 axis.set(xlabel="delta |A|", ylabel="A_bar: what is kept", ylim=(-1.5, 1.1), title="From keeping to forgetting")
 axis.legend()
 plt.show()
-last = {RULES[method]: round(discretize_diagonal(torch.tensor(-100.0), 1.0, method)[0].item(), 2) for method in RULES}
-print("kept at delta |A| = 100:", last)
+kept = {name: discretize_diagonal(torch.tensor(-100.0), 1.0, method)[0] for method, name in RULES.items()}
+print("kept at delta |A| = 100:", ", ".join(f"{name} {value:.2g}" for name, value in kept.items()))
 
 # %% [markdown]
 # **What to see.** On the left, where steps are small, all rules agree. On the right they part. ZOH and backward Euler
@@ -913,8 +922,8 @@ print("kept at delta |A| = 100:", last)
 # | paper | $e^{\Delta A}$ | $(\Delta A)^{-1}(e^{\Delta A} - I)\,\Delta B$ |
 # | code | $e^{\Delta A}$ | $\Delta B$ |
 #
-# So "Mamba discretises $B$ with ZOH" is true of the text and false of every trained Mamba. How far are they apart?
-# For one state with $x = \Delta |A|$, the ratio is
+# So "Mamba discretises $B$ with ZOH" is true of the text and false of the code and of the weights trained with it.
+# How far are they apart? For one state with $x = \Delta |A|$, the ratio is
 #
 # $$\frac{\bar B_{\text{ZOH}}}{\bar B_{\text{Euler}}} = \frac{1 - e^{-x}}{x} \tag{2.10}$$
 #
@@ -925,7 +934,7 @@ for n, delta in ((1, 0.001), (1, 0.1), (16, 0.001), (16, 0.1)):
     _, exact_factor = discretize_diagonal(torch.tensor(-float(n)), delta, "zoh")
     _, euler_factor = discretize_diagonal(torch.tensor(-float(n)), delta, "euler")
     ratio = (exact_factor / euler_factor).item()
-    print(f"A = {-n:3}, delta = {delta:5}: 1 - ratio = {1 - ratio:.2g}, ratio = {ratio:.3g}")
+    print(f"A = {-n:3}, delta = {delta:5}: ZOH is smaller by {100 * (1 - ratio):.2g} %")
     assert abs(ratio - (1 - math.exp(-n * delta)) / (n * delta)) < 1e-12
 
 # %%
@@ -939,8 +948,9 @@ plt.show()
 print("ratio at both ends of the band:", [f"{(1 - math.exp(-x)) / x:.3g}" for x in (0.001, 1.6)])
 
 # %% [markdown]
-# **What to see.** In most of the orange band the ratio is close to 1. At its right end, where fast states meet large
-# steps, the code lets in twice as much as the paper.
+# **What to see.** In most of the orange band the ratio is close to 1. At its left end, where $A$ is $-1$ and $\Delta$
+# is 0.001, it is 0.9995: nobody could tell the rules apart. At its right end, for $A = -16$ and $\Delta = 0.1$, it is
+# 0.499: where fast states meet large steps, the code lets in twice as much as the paper.
 #
 # **What does it do to an output?** One channel with Mamba's 16 states and a random input, once with the paper's
 # $\bar B$ and once with the code's. The code's version is also what `minivim.selective_scan` computes.
@@ -1012,8 +1022,8 @@ assert torch.allclose(outputs(A, B * ratio, C, fixed, u, "euler"), paper, atol=1
 # training).
 #
 # First the exact law. Let every token last twice as long, which is the same as saying it twice. With ZOH, one step of
-# $2\Delta$ is exactly two steps of $\Delta$ with the same token, for $e^{\Delta A} e^{\Delta A} = e^{2 \Delta A}$. No
-# other rule has this.
+# $2\Delta$ is exactly two steps of $\Delta$ with the same token, for $e^{\Delta A} e^{\Delta A} = e^{2 \Delta A}$. None
+# of the other three has this.
 
 # %%
 A_values = -torch.arange(1.0, 5.0)
@@ -1026,8 +1036,8 @@ for method, name in RULES.items():
 
 # %% [markdown]
 # Now a sound, which is not held, so that the law holds only nearly. The system is a resonator, the swing of section 8
-# made faster: it answers to one pitch. We "train" at 100 samples per unit of time, which means that we choose $\Delta
-# = 0.01$. Then the recording comes with every second sample left out.
+# made five times as fast: it answers to one pitch. We "train" it at 100 samples per unit of time, which here means only
+# that we choose the step size 0.01. Then the recording comes with every second sample left out.
 
 
 # %%
@@ -1103,9 +1113,10 @@ check("02.7", resample)
 # | the same for a diagonal $A$, number by number | `minivim/discretize.py`: `discretize_diagonal` |
 # | Mamba's mixture: $\bar A = e^{\Delta A}$, $\bar B = \Delta B$ | `minivim/scan.py`: `selective_scan` |
 #
-# **To take along.** (2.2) with (2.3) or (2.4) is all that later chapters need: a pair $\bar A, \bar B$ from $A, B,
-# \Delta$. ZOH is exact for a held input. Bilinear is of order 2 and needs no exponential. $\Delta |A|$ says how much
-# one token makes a state forget. Chapter 03 takes the recurrence (2.2) and finds that it is a convolution.
+# **To take along.** All that later chapters need from here is (2.2): a pair $\bar A$ and $\bar B$, made from $A$, $B$
+# and $\Delta$ by (2.3) or (2.4). ZOH is exact for a held input. Bilinear is of order 2 and needs no exponential. The
+# product $\Delta |A|$ says how much one token makes a state forget. Chapter 03 takes the recurrence (2.2) and finds
+# that it is a convolution.
 #
 # ## Further reading
 #
