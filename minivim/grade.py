@@ -25,6 +25,7 @@ from minivim.grade_run import Limits, Outcome, clean, run_submission
 LARGEST_NOTEBOOK = 2**26  # bytes
 CHECK_CALL = re.compile(r"""\bcheck\(\s*["'](\d\d)\.\d+["']""")
 TITLE = re.compile(r"^#\s+(\d\d)\s+·", re.MULTILINE)
+MOST_RAISED = 10  # cells that raised, in the note
 NOTE_WIDTH = 90  # characters of the table's last column
 
 
@@ -131,7 +132,7 @@ def describe(verdicts: Sequence[Verdict], outcome: Outcome) -> str:
         parts.append(
             f"{outcome.problem} in cell {outcome.cell}" + f" (check {outcome.checking})" * bool(outcome.checking)
         )
-    parts += [f"cell {cell} raised {text}" for cell, text in list(outcome.raised.items())[:3]]
+    parts += [f"cell {cell} raised {text}" for cell, text in list(outcome.raised.items())[:MOST_RAISED]]
     parts += [f"{each.number}: {each.message}" for each in verdicts if each.status == "fix"]
     unsolved = sum(each.status == "todo" for each in verdicts)
     parts += [f"{unsolved} not done"] if unsolved else []
@@ -225,8 +226,8 @@ def grade_files(
     paths: Sequence[str],
     csv: str | None = None,
     json: str | None = None,
-    time_limit: float = 300,
-    memory_limit: float = 4,
+    time_limit: float = 300.0,
+    memory_limit: float = 4.0,
     workers: int = 1,
 ) -> list[Report]:
     """Grade files and folders; `memory_limit` in GiB, `time_limit` in seconds, both for each submission.

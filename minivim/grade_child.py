@@ -4,13 +4,11 @@ It runs the notebook's code cells and lends its functions to the checkers, which
 that a submission does to this process can change a verdict.
 """
 
-import json
 import linecache
 import os
 import re
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from types import ModuleType
 
@@ -24,7 +22,7 @@ LARGEST_FILE = 2**26  # bytes
 
 
 def hide_streams() -> None:
-    """Throw away what the submission prints, also what goes around sys.stdout; its input is empty."""
+    """Throw away what the submission prints, also what goes around sys.stdout."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -99,16 +97,15 @@ def run_cells(cells: list[str], wire: Wire) -> None:
             linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
             exec(compile(code, name, "exec"), module.__dict__)
         except BaseException as error:
-            reason = traceback.format_exception_only(type(error), None)[0].strip().removesuffix(": None")
-            wire.send("raised", cell=index, text=f"{reason}: {shorten(error)}")
+            wire.send("raised", text=f"{type(error).__name__}: {shorten(error)}".removesuffix(": "))
 
 
 def main() -> None:
-    """Connect to the grader, whose address comes on stdin, and run what it sends."""
-    address = json.loads(sys.stdin.readline())
+    """Connect to the grader and run what it sends."""
+    address = os.environ["MINIVIM_GRADER"]
     hide_streams()
-    wire = Wire(socket.create_connection(("127.0.0.1", address["port"])))
-    wire.send("hello", token=address["token"])
+    wire = Wire(socket.create_connection(("127.0.0.1", int(address.partition(":")[0]))))
+    wire.send("hello", address=address)
     setup = wire.receive()
     set_limits(setup["memory"])
     minivim.exercises.check = Announcer(wire).check

@@ -68,8 +68,6 @@ def judge(number: str, answer: Callable) -> Verdict:
     try:
         found = find_exercise(number)
         title = found.title
-        if not callable(answer):
-            raise Wrong(f"check was given a {type(answer).__name__}; it must be given your function, without brackets")
         with own_random_numbers():
             found.checker(guarded)
         if not guarded.calls:
@@ -150,7 +148,9 @@ def same(first: object, second: object) -> bool:
 
 
 def check_call(function: Callable, arguments: tuple, options: dict) -> None:
-    """Wrong if the function does not take these arguments."""
+    """Wrong if the function is none, or does not take these arguments."""
+    if not callable(function):
+        raise Wrong(f"check was given a {type(function).__name__}; it must be given your function, without brackets")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):  # some functions written in C have none
@@ -196,6 +196,6 @@ def shorten(error: BaseException) -> str:
     """An error message as one line without control characters."""
     try:
         text = " ".join(re.sub(r"[^\w\s!-~]", "?", str(error)).split())
-    except Exception:  # an exception class may fail at this, too
+    except BaseException:  # an exception class may fail at this, too
         return "(its message cannot be read)"
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
