@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from minivim import DeiT, DeiTConfig, VimConfig, VisionMamba, checkpoints, create_model, load_official, to_official
+
+safetensors = pytest.importorskip("safetensors.torch", reason="checkpoints need the extra 'train'")
+load_file, save_file = safetensors.load_file, safetensors.save_file
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "state_dim": 4}

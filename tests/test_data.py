@@ -11,7 +11,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from minivim import data as data_module
 from minivim.data import channel_statistics, hub_reachable, load_data, stratified_split
@@ -19,6 +18,7 @@ from minivim.images import LazyImages, decode_all, fit, random_resized_crop, rea
 from minivim.shapes import SHAPES, draw_shapes
 
 datasets = pytest.importorskip("datasets")
+Image = pytest.importorskip("PIL.Image")
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from test_scan import load_fixture
 
 from minivim import (
     VimBlock,
@@ -38,7 +38,7 @@ def parameter_count(name: str) -> int:
 
 @pytest.mark.parametrize(("name", "stride"), [("vim_mini", 8), ("vim_mini_stride", 4)])
 def test_equals_the_official_code_with_all_gradients(name, stride):
-    data = load_file(FIXTURES / f"{name}.safetensors")
+    data = load_fixture(FIXTURES / f"{name}.safetensors")
     weights = {key.removeprefix("model."): value for key, value in data.items() if key.startswith("model.")}
     model = load_official(weights, stride=stride)
     assert model.config.img_size == 32
