@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 
 def bilinear_by_numbers(A, B, delta):
@@ -94,10 +95,12 @@ WRONG = {
         (lambda a: (-2 * a.real / a.abs() ** 2).min().item(), "no step is stable"),
     ],
     "02.6": [
-        (lambda A_log, tokens: math.log(2) / (A_log.abs() * tokens), "you used A_log itself"),
-        (lambda A_log, tokens: math.log(2) / (-torch.exp(A_log) * tokens), "steps are positive|sign"),
-        (lambda A_log, tokens: math.log(2) * tokens / torch.exp(A_log), "more tokens need a smaller step"),
-        (lambda A_log, tokens: 1 / (torch.exp(A_log) * tokens), "ln 2 is missing"),
+        (lambda A_log, tokens: torch.log(torch.expm1(math.log(2) / (A_log.abs() * tokens))), "you used A_log itself"),
+        (lambda A_log, tokens: torch.log(torch.expm1(math.log(2) / (-torch.exp(A_log) * tokens))), "NaN"),
+        (lambda A_log, tokens: torch.log(torch.expm1(1 / (torch.exp(A_log) * tokens))), "ln 2 is missing"),
+        (lambda A_log, tokens: math.log(2) / (torch.exp(A_log) * tokens), "softplus must still be undone"),
+        (lambda A_log, tokens: torch.log(math.log(2) / (torch.exp(A_log) * tokens)), "the logarithm alone"),
+        (lambda A_log, tokens: F.softplus(math.log(2) / (torch.exp(A_log) * tokens)), "undone, not applied"),
     ],
     "02.7": [
         (lambda A_bar, B_bar, factor: (A_bar**factor, factor * B_bar), "with Euler only"),

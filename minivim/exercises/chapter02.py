@@ -155,22 +155,25 @@ def largest_euler_step(answer: Callable) -> None:
 
 
 @exercise("02.6", "A memory to order")
-def step_for_half_life(answer: Callable) -> None:
-    """ln 2 / (|A| tokens) with A = -exp(A_log)."""
+def softplus_input(answer: Callable) -> None:
+    """The z with softplus(z) = ln 2 / (|A| tokens) and A = -exp(A_log)."""
     for A_log, tokens in [([0.3], 4.0), ([math.log(n) for n in (1, 2, 16)], 50.0), ([-1.0, 0.5], 7.5)]:
         A_log = torch.tensor(A_log, dtype=torch.float64)
-        A = -torch.exp(A_log)
-        expected = math.log(2) / (A.abs() * tokens)
-        causes = {
-            "steps are positive: divide by |A|, not by A": -expected,
-            "A is -exp(A_log); you used A_log itself as |A|": math.log(2) / (A_log.abs() * tokens),
-            "A is -exp(A_log); you used A_log itself as A": -math.log(2) / (A_log * tokens),
-            "more tokens need a smaller step: divide by tokens": math.log(2) * tokens / A.abs(),
-            "ln 2 is missing: exp(delta A) = 1/2, not 1/e": 1 / (A.abs() * tokens),
-            "delta must depend on tokens": math.log(2) / A.abs(),
+        size = torch.exp(A_log)  # |A|
+        delta = math.log(2) / (size * tokens)
+        wrong_steps = {
+            "A is -exp(A_log); you used A_log itself": math.log(2) / (A_log.abs() * tokens),
+            "more tokens need a smaller step: divide by tokens": math.log(2) * tokens / size,
+            "ln 2 is missing: exp(delta A) = 1/2, not 1/e": 1 / (size * tokens),
+            "delta must depend on tokens": math.log(2) / size,
+            "|A| stands below: a faster state needs a smaller step": math.log(2) * size / tokens,
         }
+        causes = {cause: torch.log(torch.expm1(step)) for cause, step in wrong_steps.items()}
+        causes["this is delta; softplus must still be undone"] = delta
+        causes["softplus must be undone, not applied"] = torch.log1p(torch.exp(delta))
+        causes["the logarithm alone does not undo softplus: solve delta = ln(1 + exp(z))"] = torch.log(delta)
         given = f"A_log = {[round(value, 3) for value in A_log.tolist()]}, tokens = {tokens}"
-        compare(answer(A_log, tokens), expected, "the steps", tolerance=1e-9, given=given, causes=causes)
+        compare(answer(A_log, tokens), torch.log(torch.expm1(delta)), "z", tolerance=1e-8, given=given, causes=causes)
 
 
 @exercise("02.7", "Change the rate of a finished model")

@@ -105,7 +105,8 @@ print(f"error of the cooling cup after the second step: {by_euler[2] - exact[2]:
 # %% [markdown]
 # **What to see.** Each red line leaves its point along the slope at that point, and then walks straight on while the
 # truth bends. So Euler is always ahead of the truth: it cools too fast, and it warms up too fast.
-#
+
+# %% [markdown]
 # ### Exercise 02.1 · One Euler step
 #
 # **Goal.** Write Euler's step for any numbers. **Difficulty.** recall. **Minutes.** 3
@@ -394,10 +395,11 @@ print(f"at the smallest step, bilinear is better than Euler by a factor of about
 # **What to see.** Both Eulers lie on lines with slope 1, almost the same line. Bilinear has slope 2: at the smallest
 # step it is thousands of times better. ZOH has no slope: it is exact at every step size, and the black dots at the
 # bottom are the rounding of float64.
-#
+
+# %% [markdown]
 # ### Exercise 02.3 · Measure an order
 #
-# **Goal.** Find the order of a rule from two runs. **Difficulty.** investigate. **Minutes.** 10
+# **Goal.** Build the instrument that measures the order of a rule. **Difficulty.** build. **Minutes.** 10
 #
 # Given are floats `A` and `alpha` and a whole number `steps`. Start with $h = 1$ and $u = 0$. Walk from time 0 to time
 # 1 with rule (2.4), once in `steps` steps and once in `2 * steps` steps. Both runs end with an error against $e^A$.
@@ -744,10 +746,11 @@ flipbook(draw_step, steps, "Euler's rule for a swing while its step grows")
 # **What to see.** For small steps, the points stand near zero, well inside the disc, and the dots follow the line. As
 # `delta` grows, the points walk straight away from zero. The dots swing too far long before anything explodes: there
 # the rule is stable and still wrong. Beyond 0.235 the points are outside, and the dots leave the picture.
-#
+
+# %% [markdown]
 # ### Exercise 02.5 · The largest step
 #
-# **Goal.** Find the step size at which Euler becomes unstable. **Difficulty.** derive. **Minutes.** 10
+# **Goal.** Compute the step size at which Euler becomes unstable. **Difficulty.** build. **Minutes.** 10
 #
 # `eigenvalues` is a complex tensor (N,), the eigenvalues of some $A$. Euler is stable for all $\Delta$ between 0 and a
 # limit. Return the limit as a float. If one eigenvalue has a real part of zero or more, no step is stable: return 0.0.
@@ -830,28 +833,31 @@ assert torch.isinf(discretize_diagonal(-A, 0.1)[0][-1] ** 1000)
 # %% [markdown]
 # ### Exercise 02.6 · A memory to order
 #
-# **Goal.** Choose $\Delta$ for a wanted half-life. **Difficulty.** derive. **Minutes.** 5
+# **Goal.** Initialise a Mamba for a wanted half-life. **Difficulty.** build. **Minutes.** 10
 #
-# `A_log` is a tensor (N,), as Mamba stores it, and `tokens` a float. Return the step sizes (N,) with which each state
-# has lost half of its content after `tokens` tokens.
+# A Mamba stores `A_log` (N,), from which it makes $A$, and a number $z$, from which it makes
+# $\Delta = \text{softplus}(z)$. Which $z$ gives each state a half-life of `tokens` tokens? `tokens` is a float; return
+# $z$ as a tensor (N,). Mamba's own initialisation does the last part of it: it draws a step size and looks for the bias
+# $z$ that gives it.
 #
 # <details><summary>Hint</summary>
 #
-# Solve (2.8) for $\Delta$. First compute $A$.
+# First $A$ from `A_log`, then $\Delta$ from (2.8), and last solve $\Delta = \ln(1 + e^z)$ for $z$.
 #
 # </details>
 
 
 # %%
-def step_for_half_life(A_log, tokens):
-    """The step sizes (N,) for which each state has a half-life of `tokens`; A_log (N,)."""
+def softplus_input(A_log, tokens):
+    """The z (N,) for which softplus(z) gives each state a half-life of `tokens`; A_log (N,)."""
     # BEGIN SOLUTION
-    return math.log(2) / (torch.exp(A_log) * tokens)
+    delta = math.log(2) / (torch.exp(A_log) * tokens)
+    return torch.log(torch.expm1(delta))
     # END SOLUTION
 
 
 # %%
-check("02.6", step_for_half_life)
+check("02.6", softplus_input)
 
 # %% [markdown]
 # **Now let $\Delta$ change from token to token.** (2.2) stays true with a pair $\bar A[t], \bar B[t]$ for each token.
@@ -1075,7 +1081,8 @@ print("samples at full rate:", len(full), " at half rate:", len(new))
 # that was made for another rate. The red one kept its old $\bar A$ and $\bar B$. It hears everything an octave too
 # high, and the resonator no longer answers. What remains between green and black is section 6: the samples are held
 # longer than before, so they come half a step later.
-#
+
+# %% [markdown]
 # ### Exercise 02.7 · Change the rate of a finished model
 #
 # **Goal.** Recover time from a recurrence. **Difficulty.** investigate. **Minutes.** 12
