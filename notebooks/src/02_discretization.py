@@ -153,8 +153,8 @@ check("02.1", euler_step)
 # | $C$ | how the output is read from the state | (P, N) | 1 |
 # | $D$ | input that goes to the output directly | (P, M) | 0 |
 #
-# N is the number of states, M of inputs, P of outputs; for the cup, all are 1. $C$ and $D$ contain no derivative.
-# They stay as they are, and we can forget them for this chapter.
+# N is the number of states, M of inputs, P of outputs; for the cup, all are 1. The second equation
+# contains no derivative. So $C$ and $D$ stay as they are, and we can forget them for this chapter.
 #
 # **Where does $\Delta$ come from?** Our data is a sequence: $u[0], u[1], u[2], \dots$ A sequence knows first and next.
 # It has no clock. To feed it to (2.1), we must say how long each number lasts. That is the **step size** $\Delta$
@@ -163,7 +163,7 @@ check("02.1", euler_step)
 # $$u(s) = u[t] \quad\text{for}\quad t\,\Delta \le s < (t+1)\,\Delta$$
 #
 # We look at the state at the end of each stair and call it $h[t]$. So $h[t]$ has already seen $u[t]$, and $h[-1]$ is
-# the state at the start, mostly zero. Every rule of this chapter turns (2.1) into
+# the state at the start, usually zero. Every rule of this chapter turns (2.1) into
 #
 # $$h[t] = \bar A\,h[t-1] + \bar B\,u[t] \tag{2.2}$$
 #
@@ -196,7 +196,7 @@ assert A_bar.item() == 1 - 0.5 and B_bar.item() == 0.5
 A, B = torch.tensor([[-1.0, 2.0], [-2.0, -0.5]]), torch.tensor([[1.0], [0.3]])
 for method in RULES:
     once, fast = discretize(A, B, 0.1, method), discretize(2 * A, 2 * B, 0.05, method)
-    assert all(torch.allclose(one, other, rtol=1e-14) for one, other in zip(once, fast, strict=True))
+    assert all(torch.allclose(one, other, rtol=0, atol=1e-14) for one, other in zip(once, fast, strict=True))
 print("twice as fast in half the step is the same recurrence, for", len(RULES), "rules")
 
 # %% [markdown]
@@ -208,7 +208,8 @@ print("twice as fast in half the step is the same recurrence, for", len(RULES), 
 # $$e^{-sA}\bigl(h'(s) - A\,h(s)\bigr) = e^{-sA} B\,u
 # \qquad\text{and the left side is the derivative of}\quad e^{-sA} h(s)$$
 #
-# Integrate both sides over $s$ from $0$ to $\Delta$, then multiply by $e^{\Delta A}$:
+# Integrate both sides over $s$ from $0$ to $\Delta$, multiply by $e^{\Delta A}$, and in the integral count $s$ from the
+# end of the step instead of from its start:
 #
 # $$h(\Delta) = \underbrace{e^{\Delta A}}_{\bar A}\,h(0) + \underbrace{\int_0^\Delta e^{sA}\,ds\;B}_{\bar B}\;u
 # \tag{2.3}$$
@@ -333,7 +334,7 @@ for method, alpha in {**SHARES, "generalized_bilinear": 0.3}.items():
     named = None if method in SHARES else alpha
     A_bar, factor = discretize_diagonal(A, delta, method, named)
     ours = difference_rule(A, 1.0, delta, alpha)
-    assert torch.allclose(A_bar, ours[0], rtol=1e-14) and torch.allclose(factor, ours[1], rtol=1e-14)
+    assert torch.allclose(A_bar, ours[0], rtol=0, atol=1e-14) and torch.allclose(factor, ours[1], rtol=0, atol=1e-14)
 print("difference_rule equals the package for", len(A), "values of A and 4 values of alpha")
 
 # %% [markdown]
@@ -687,7 +688,7 @@ for method, name in RULES.items():
     print(f"{name:>14}: energy after 100 steps, as a multiple of the first: {swings[method][-1].square().sum():.3g}")
 assert torch.allclose(swings["euler"][-1].square().sum(), torch.tensor(1.04**100))
 assert torch.allclose(swings["backward_euler"][-1].square().sum(), torch.tensor(1.04**-100))
-assert torch.allclose(swings["bilinear"].square().sum(1), torch.ones(101), rtol=1e-12)
+assert torch.allclose(swings["bilinear"].square().sum(1), torch.ones(101), atol=1e-12)
 assert torch.allclose(swings["zoh"][:, 0], torch.cos(0.2 * torch.arange(101)), atol=1e-12)
 
 # %%
@@ -743,9 +744,10 @@ steps = [0.03, 0.06, 0.1, 0.14, 0.18, 0.22, 0.25, 0.28, 0.32, 0.36, 0.4, 0.5]
 flipbook(draw_step, steps, "Euler's rule for a swing while its step grows")
 
 # %% [markdown]
-# **What to see.** For small steps, the points stand near zero, well inside the disc, and the dots follow the line. As
-# `delta` grows, the points walk straight away from zero. The dots swing too far long before anything explodes: there
-# the rule is stable and still wrong. Beyond 0.235 the points are outside, and the dots leave the picture.
+# **What to see.** For small steps, the points stand near zero, just inside the disc, and the dots follow the line. As
+# `delta` grows, the points walk straight away from zero, towards the edge of the disc. The dots swing too far long
+# before anything explodes: there the rule is stable and still wrong. Beyond 0.235 the points are outside. Every swing
+# is now larger than the one before, and the dots leave the picture.
 
 # %% [markdown]
 # ### Exercise 02.5 · The largest step
@@ -1036,7 +1038,9 @@ A_values = -torch.arange(1.0, 5.0)
 for method, name in RULES.items():
     (small_A, small_B), (large_A, large_B) = (discretize_diagonal(A_values, step, method) for step in (0.2, 0.4))
     twice = small_A * small_A, small_A * small_B + small_B  # h -> A_bar (A_bar h + B_bar u) + B_bar u
-    same = torch.allclose(twice[0], large_A, rtol=1e-12) and torch.allclose(twice[1], large_B, rtol=1e-12)
+    same = torch.allclose(twice[0], large_A, rtol=1e-12, atol=0) and torch.allclose(
+        twice[1], large_B, rtol=1e-12, atol=0
+    )
     print(f"{name:>14}: two steps of 0.2 = one step of 0.4: {same}")
     assert same == (method == "zoh")
 
