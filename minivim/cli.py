@@ -179,8 +179,8 @@ def grade_flags(
     *,
     csv: str | None = None,
     json: str | None = None,
-    time_limit: float = 300,
-    memory_limit: float = 4,
+    time_limit: float = 300.0,
+    memory_limit: float = 4.0,
     workers: int = 1,
 ) -> dict:
     """Grade notebooks with exercises. A submission runs with your rights: use a container for people you do not trust.

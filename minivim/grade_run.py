@@ -5,9 +5,7 @@ redefines or overwrites in its own process therefore changes no verdict.
 """
 
 import hmac
-import json
 import os
-import re
 import secrets
 import signal
 import socket
@@ -19,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from minivim.exercises.checking import Todo, Wrong
 from minivim.exercises.judging import Abandoned, Verdict, judge
@@ -27,6 +26,7 @@ from minivim.grade_wire import Wire, decode, encode
 START_SECONDS = 60  # for the process to load PyTorch and call back
 GRACE_SECONDS = 5  # after the time limit, for a checker that stumbles over an answer
 UNREACHABLE = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, MemoryError)
+ADDRESS = "MINIVIM_GRADER"  # the variable that tells the process where to call, and with which secret
 # What a process needs to start. The rest of the environment may hold passwords.
 INHERITED = ("HOME", "LANG", "LC_ALL", "PATH", "PYTHONPATH", "SYSTEMROOT", "TEMP", "TMPDIR", "USERPROFILE")
 SET = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0"}
@@ -54,18 +54,17 @@ class Outcome:
 
 def clean(text: object, most: int) -> str:
     """Text from a submission, cut off, without what would steer a terminal."""
-    return re.sub(r"[^\n -~\u00a1-\uffff]", "?", str(text)[:most])
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in str(text)[:most])
 
 
 def run_submission(cells: list[str], limits: Limits) -> Outcome:
     """Run the code cells and judge each exercise that they check. OSError if no process can be started."""
-    token = secrets.token_hex(16)
     with (
         tempfile.TemporaryDirectory(prefix="minivim-grade-", ignore_cleanup_errors=True) as folder,
         socket.create_server(("127.0.0.1", 0)) as server,
     ):
-        address = {"port": server.getsockname()[1], "token": token}
-        with child_process(folder, address, limits.threads) as process, accept(server, process, token) as connection:
+        address = f"{server.getsockname()[1]}:{secrets.token_hex(16)}"
+        with child_process(folder, address, limits.threads) as process, accept(server, process, address) as connection:
             run = Run(Wire(connection, time.monotonic() + limits.seconds), limits)
             ending = run.start(cells)
     run.outcome.problem = describe_ending(ending, limits, process.returncode)
@@ -73,21 +72,20 @@ def run_submission(cells: list[str], limits: Limits) -> Outcome:
 
 
 @contextmanager
-def child_process(folder: str, address: dict, threads: int) -> Iterator[subprocess.Popen]:
-    """The submission's process, the first of its group, in `folder`; at the end the whole group is killed."""
+def child_process(folder: str, address: str, threads: int) -> Iterator[subprocess.Popen]:
+    """The submission's process, in `folder`; at the end it dies with all that it has started."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    chosen = {ADDRESS: address, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     process = subprocess.Popen(
         [sys.executable, "-m", "minivim.grade_child"],
         cwd=folder,
-        env=inherited | SET | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
-        stdin=subprocess.PIPE,
+        env=inherited | SET | chosen,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        process.stdin.write(json.dumps(address).encode() + b"\n")
-        process.stdin.close()
         yield process
     finally:
         if hasattr(os, "killpg"):
@@ -96,19 +94,29 @@ def child_process(folder: str, address: dict, threads: int) -> Iterator[subproce
         else:
             process.kill()
         process.wait()
+        kill_leftovers(address)
 
 
-def accept(server: socket.socket, process: subprocess.Popen, token: str) -> socket.socket:
-    """The connection of the process that knows the token. OSError if it does not call."""
+def kill_leftovers(address: str) -> None:
+    """Kill processes that have left the group: Linux shows what a process was started with, and forks keep it."""
+    mark = f"{ADDRESS}={address}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it belongs to someone else, or has ended
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def accept(server: socket.socket, process: subprocess.Popen, address: str) -> socket.socket:
+    """The connection of the process that was given the address. OSError if it does not call."""
     last = time.monotonic() + START_SECONDS
     server.settimeout(0.5)
     while time.monotonic() < last and process.poll() is None:
         with suppress(TimeoutError):
             connection, _ = server.accept()
-            if hmac.compare_digest(str(Wire(connection, last).receive().get("token")), token):
+            if hmac.compare_digest(str(Wire(connection, last).receive().get("address")), address):
                 return connection
             connection.close()
-    raise OSError("the process for a submission did not start; try: python -m minivim.grade_child </dev/null")
+    raise OSError("the process for a submission did not start; try: python -m minivim.grade_child")
 
 
 class Run:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 MOST_BYTES = 2**24  # of one message: an answer is small, and a list of a gigabyte would take twenty here
@@ -39,7 +40,7 @@ def encode(value: object) -> object:
     raise TypeError(f"a {type(value).__name__}, where tensors, numbers, strings, tuples, lists and dicts are allowed")
 
 
-def encode_tensor(value: Tensor) -> list:
+def encode_tensor(value: Shaped[Tensor, "..."]) -> list:
     """Type, shape and bytes."""
     name = str(value.dtype).removeprefix("torch.")
     if name not in DTYPES or value.layout != torch.strided or value.numel() * value.element_size() > MOST_BYTES:

@@ -259,7 +259,7 @@ def test_an_open_notebook_is_all_to_do_and_a_solved_one_all_right(tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["Missing"]),
+        ([], ["no submission is named"]),
         (["nowhere"], ["submission is 'nowhere'", "must be an existing file or folder"]),
         (["EMPTY"], ["folder is", "must hold at least one .ipynb"]),
         (["FILE", "--time-limit", "0"], ["time_limit is 0", "greater than 0"]),

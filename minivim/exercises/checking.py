@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from jaxtyping import Bool, Num, Shaped
 from torch import Tensor
 
 
@@ -131,6 +132,7 @@ def find_difference(found: object, expected: object, what: str, tolerance: float
 
 
 def difference_of_mappings(found: object, expected: Mapping, what: str, tolerance: float) -> str | None:
+    """As find_difference, where a dict is expected."""
     if not isinstance(found, Mapping):
         return f"{what} is {describe(found)}; it must be a dict with the keys {', '.join(map(repr, expected))}"
     if set(found) != set(expected):
@@ -140,6 +142,7 @@ def difference_of_mappings(found: object, expected: Mapping, what: str, toleranc
 
 
 def difference_of_sequences(found: object, expected: tuple | list, what: str, tolerance: float) -> str | None:
+    """As find_difference, where a tuple or a list is expected; either will do."""
     if not isinstance(found, (tuple, list)):
         return f"{what} is {describe(found)}; it must be a {type(expected).__name__} of {len(expected)} values"
     if len(found) != len(expected):
@@ -151,6 +154,7 @@ def difference_of_sequences(found: object, expected: tuple | list, what: str, to
 
 
 def difference_of_numbers(found: object, expected: object, what: str, tolerance: float) -> str | None:
+    """As find_difference, where a tensor or a number is expected."""
     if not isinstance(found, (Tensor, bool, int, float, complex)):
         return f"{what} is {describe(found)}; it must be {describe(expected)}"
     exact, found = torch.as_tensor(expected), torch.as_tensor(found)
@@ -172,7 +176,13 @@ def difference_of_numbers(found: object, expected: object, what: str, tolerance:
     return describe_errors(found, exact, error, bad, what) if bool(bad.any()) else None
 
 
-def describe_errors(found: Tensor, exact: Tensor, error: Tensor, bad: Tensor, what: str) -> str:
+def describe_errors(
+    found: Num[Tensor, "*shape"],
+    exact: Num[Tensor, "*shape"],
+    error: Num[Tensor, "*shape"],
+    bad: Bool[Tensor, "*shape"],
+    what: str,
+) -> str:
     """The first bad number, how many there are, and the largest error."""
     if found.dim() == 0:
         return f"{what}: yours {number_text(found)}, expected {number_text(exact)}"
@@ -182,22 +192,22 @@ def describe_errors(found: Tensor, exact: Tensor, error: Tensor, bad: Tensor, wh
     return f"{what} differs first at {list(place)}: {first}\n{count}; largest error {error.max().item():.2g}"
 
 
-def kind(tensor: Tensor) -> int:
+def kind(tensor: Shaped[Tensor, "..."]) -> int:
     """0 for whole numbers and booleans, 1 for real numbers, 2 for complex ones."""
     return 2 if tensor.is_complex() else int(tensor.is_floating_point())
 
 
-def name_of(tensor: Tensor) -> str:
+def name_of(tensor: Shaped[Tensor, "..."]) -> str:
     """The type of a tensor's numbers in words."""
     return "bool" if tensor.dtype == torch.bool else ("whole numbers", "real numbers", "complex numbers")[kind(tensor)]
 
 
-def index_of(mask: Tensor) -> str:
+def index_of(mask: Bool[Tensor, "..."]) -> str:
     """The first place where `mask` holds, as "[1, 2]"."""
     return str(mask.nonzero()[0].tolist())
 
 
-def number_text(number: Tensor) -> str:
+def number_text(number: Num[Tensor, ""]) -> str:
     """A number with six significant digits."""
     value = number.item()
     if isinstance(value, complex):

@@ -3,7 +3,6 @@
 import inspect
 import io
 import linecache
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -195,7 +194,8 @@ def describe_exception(function: Callable, error: BaseException) -> str:
 def shorten(error: BaseException) -> str:
     """An error message as one line without control characters."""
     try:
-        text = " ".join(re.sub(r"[^\w\s!-~]", "?", str(error)).split())
+        text = " ".join(str(error).split())
     except BaseException:  # an exception class may fail at this, too
         return "(its message cannot be read)"
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[: MOST_SHOWN + 1])
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
