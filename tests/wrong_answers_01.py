@@ -1,0 +1,230 @@
+"""Answers to the exercises of chapter 01 as learners give them, and the hint that each must get."""
+
+import torch
+
+from minivim.lti import LinearGaussian, kalman_filter
+
+
+def outputs(h, u, w, v, C, D, move, late=False):
+    y = []
+    for t in range(len(u)):
+        new = move(h, t)
+        y.append(C @ (new if late else h) + D @ u[t] + v[t])
+        h = new
+    return torch.stack(y)
+
+
+def simulate_late(A, B, C, D, h, u, w, v):
+    return outputs(h, u, w, v, C, D, lambda h, t: A @ h + B @ u[t] + w[t], late=True)
+
+
+def simulate_without_slips(A, B, C, D, h, u, w, v):
+    return outputs(h, u, w, v, C, D, lambda h, t: A @ h + B @ u[t])
+
+
+def simulate_exact_sensor(A, B, C, D, h, u, w, v):
+    return outputs(h, u, w, 0 * v, C, D, lambda h, t: A @ h + B @ u[t] + w[t])
+
+
+def simulate_row_vectors(A, B, C, D, h, u, w, v):
+    return outputs(h, u, w, v, C, D, lambda h, t: h @ A + B @ u[t] + w[t])
+
+
+def fuse_exchanged(mean, variance, y, R):
+    return (R * y + variance * mean) / (variance + R), variance * R / (variance + R)
+
+
+def fuse_average(mean, variance, y, R):
+    return (mean + y) / 2, variance * R / (variance + R)
+
+
+def fuse_adding(mean, variance, y, R):
+    return mean + variance / (variance + R) * (y - mean), variance + R
+
+
+def fuse_roots(mean, variance, y, R):
+    gain = variance**0.5 / (variance**0.5 + R**0.5)
+    return mean + gain * (y - mean), (1 - gain) * variance
+
+
+def predict_untransposed(A, B, Q, mean, covariance, u):
+    return A @ mean + B @ u, A @ covariance @ A + Q
+
+
+def predict_transposed_first(A, B, Q, mean, covariance, u):
+    return A @ mean + B @ u, A.T @ covariance @ A + Q
+
+
+def predict_without_Q(A, B, Q, mean, covariance, u):
+    return A @ mean + B @ u, A @ covariance @ A.T
+
+
+def predict_Q_moved(A, B, Q, mean, covariance, u):
+    return A @ mean + B @ u, A @ (covariance + Q) @ A.T
+
+
+def predict_without_input(A, B, Q, mean, covariance, u):
+    return A @ mean, A @ covariance @ A.T + Q
+
+
+def gain_of(C, S, covariance):
+    return covariance @ C.T @ torch.linalg.pinv(S)
+
+
+def correct_without_R(C, R, mean, covariance, y):
+    K = gain_of(C, C @ covariance @ C.T, covariance)
+    return mean + K @ (y - C @ mean), covariance - K @ C @ covariance
+
+
+def correct_R_twice(C, R, mean, covariance, y):
+    K = gain_of(C, C @ covariance @ C.T + R, covariance)
+    return mean + K @ (y - C @ mean), covariance - K @ C @ covariance + K @ R @ K.T
+
+
+def correct_by_y(C, R, mean, covariance, y):
+    K = gain_of(C, C @ covariance @ C.T + R, covariance)
+    return mean + K @ y, covariance - K @ C @ covariance
+
+
+def correct_growing(C, R, mean, covariance, y):
+    K = gain_of(C, C @ covariance @ C.T + R, covariance)
+    return mean + K @ (y - C @ mean), covariance + K @ C @ covariance
+
+
+def correct_mean_only(C, R, mean, covariance, y):
+    K = gain_of(C, C @ covariance @ C.T + R, covariance)
+    return mean + K @ (y - C @ mean), covariance
+
+
+def back_untransposed(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    G = covariance @ A @ torch.linalg.inv(predicted_covariance)
+    return mean + G @ (next_mean - predicted_mean), covariance + G @ (next_covariance - predicted_covariance) @ G.T
+
+
+def back_from_the_mean(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    G = covariance @ A.T @ torch.linalg.inv(predicted_covariance)
+    return mean + G @ (next_mean - mean), covariance + G @ (next_covariance - predicted_covariance) @ G.T
+
+
+def back_growing(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    G = covariance @ A.T @ torch.linalg.inv(predicted_covariance)
+    return mean + G @ (next_mean - predicted_mean), covariance - G @ (next_covariance - predicted_covariance) @ G.T
+
+
+def back_not_at_all(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    return mean, covariance
+
+
+def follow(A, C, Q, R, mean, covariance, y, zero=False, frozen=False, early=False):
+    means = []
+    for t, each in enumerate(y):
+        moved = t > 0 and not (frozen and y[t - 1] is None)
+        if moved or early:
+            mean, covariance = A @ mean, A @ covariance @ A.T + Q
+        if zero or each is not None:
+            K = covariance @ C.T @ torch.linalg.inv(C @ covariance @ C.T + R)
+            mean, covariance = mean + K[:, 0] * ((each or 0.0) - (C @ mean)[0]), covariance - K @ C @ covariance
+        means.append(mean)
+    return torch.stack(means)
+
+
+def gaps_as_zeros(*arguments):
+    return follow(*arguments, zero=True)
+
+
+def gaps_stop_time(*arguments):
+    return follow(*arguments, frozen=True)
+
+
+def gaps_predict_first(*arguments):
+    return follow(*arguments, early=True)
+
+
+def rank_of(*blocks):
+    return int(torch.linalg.matrix_rank(torch.cat(blocks)))
+
+
+def seen_not_unseen(A, sensors):
+    return {name: rank_of(C, C @ A, C @ A @ A) for name, C in sensors.items()}
+
+
+def unseen_now(A, sensors):
+    return {name: len(A) - rank_of(C) for name, C in sensors.items()}
+
+
+def unseen_in_two_steps(A, sensors):
+    return {name: len(A) - rank_of(C, C @ A) for name, C in sensors.items()}
+
+
+def unseen_transposed(A, sensors):
+    return {name: len(A) - rank_of(C, C @ A.T, C @ A.T @ A.T) for name, C in sensors.items()}
+
+
+def filters(parts, unit, levels, u, y):
+    return [kalman_filter(LinearGaussian(**parts, Q=level * unit), u, y) for level in levels]
+
+
+def slip_unlikely(parts, unit, levels, u, y):
+    return min(zip(filters(parts, unit, levels, u, y), levels, strict=True), key=lambda pair: pair[0].log_likelihood)[1]
+
+
+def slip_closest(parts, unit, levels, u, y):
+    left = [(y[:, 0] - each.mean[:, 0]).square().mean() for each in filters(parts, unit, levels, u, y)]
+    return levels[left.index(min(left))]
+
+
+def slip_place(parts, unit, levels, u, y):
+    scores = [each.log_likelihood for each in filters(parts, unit, levels, u, y)]
+    return scores.index(max(scores))
+
+
+WRONG = {
+    "01.1": [
+        (simulate_late, r"must be read from h\[t\], before the state moves on"),
+        (simulate_without_slips, "w is missing"),
+        (simulate_exact_sensor, "v is missing"),
+        (simulate_row_vectors, r"A transposed \(h @ A\)"),
+    ],
+    "01.2": [
+        (fuse_exchanged, "the weights are exchanged"),
+        (fuse_average, "plain average"),
+        (fuse_adding, "variances do not add here"),
+        (fuse_roots, "squares already"),
+    ],
+    "01.3": [
+        (predict_untransposed, "the second A must be transposed"),
+        (predict_transposed_first, r"it is A P A\^T"),
+        (predict_without_Q, "you forgot Q"),
+        (predict_Q_moved, "after the move"),
+        (predict_without_input, "lacks the input"),
+    ],
+    "01.4": [
+        (correct_without_R, "you forgot R"),
+        (correct_R_twice, "R does not belong to the new covariance"),
+        (correct_by_y, "multiplies the surprise"),
+        (correct_growing, "must shrink"),
+        (correct_mean_only, "still the one before"),
+    ],
+    "01.5": [
+        (back_untransposed, "A must be transposed in the gain"),
+        (back_from_the_mean, "compare the next mean with its prediction"),
+        (back_growing, "has the wrong sign"),
+        (back_not_at_all, "nothing of the future"),
+    ],
+    "01.6": [
+        (gaps_as_zeros, "not a measurement of 0"),
+        (gaps_stop_time, "time goes on"),
+        (gaps_predict_first, "the first step is a correction"),
+    ],
+    "01.7": [
+        (seen_not_unseen, "count those that are not"),
+        (unseen_now, "you looked at C alone"),
+        (unseen_in_two_steps, "two steps are not enough"),
+        (unseen_transposed, "A transposed"),
+    ],
+    "01.8": [
+        (slip_unlikely, "least likely"),
+        (slip_closest, "whatever the truth"),
+        (slip_place, "the level itself"),
+    ],
+}
