@@ -10,7 +10,7 @@ MAX_STATES = 64
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for everything else: half precision is computed in float32."""
+    """The dtype of states and sums: float64 for float64, float32 for everything else, half precision too."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

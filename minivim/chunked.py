@@ -16,12 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from minivim.kernels.operators import compute_dtype
+
 CHUNK = 32
-
-
-def compute_dtype(u: Float[Tensor, "..."]) -> torch.dtype:
-    """The dtype of the state: float64 for float64 input, else float32, whatever the input's precision."""
-    return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
 def _step_sizes(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, dtype: torch.dtype):

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from minivim.chunked import chunked_scan, compute_dtype
+from minivim.chunked import chunked_scan
+from minivim.kernels.operators import compute_dtype
 
 # What each backend needs: device type, module, extra that installs it. "auto" takes the first that can run.
 BACKENDS = {
