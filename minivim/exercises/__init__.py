@@ -5,7 +5,7 @@ from collections.abc import Callable
 from minivim.exercises.judging import judge
 
 
-def check(number: str, answer: Callable) -> None:
+def check(number: str, answer: object) -> None:
     """Print whether `answer`, the learner's function, solves exercise `number` ("01.2").
 
     [ok]: it does. [fix]: it does not; what differs, and where. [todo]: it still says `raise NotImplementedError`.

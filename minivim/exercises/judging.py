@@ -4,7 +4,7 @@ import inspect
 import io
 import linecache
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
@@ -61,7 +61,7 @@ def own_random_numbers():
         yield
 
 
-def judge(number: str, answer: Callable) -> Verdict:
+def judge(number: str, answer: object) -> Verdict:
     """Run the checker of exercise `number` on `answer`. Raises nothing but KeyboardInterrupt and Abandoned."""
     guarded, title, status, message = Guarded(answer), "", "ok", ""
     try:
@@ -86,7 +86,7 @@ def judge(number: str, answer: Callable) -> Verdict:
 class Guarded:
     """A function that gets copies of its arguments, prints nowhere, and raises only Wrong, Todo and Abandoned."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: object) -> None:
         self.function, self.sink, self.calls = function, Sink(), 0
 
     def __call__(self, *arguments, **options):
@@ -146,7 +146,7 @@ def same(first: object, second: object) -> bool:
     return first == second or first != first  # NaN
 
 
-def check_call(function: Callable, arguments: tuple, options: dict) -> None:
+def check_call(function: object, arguments: tuple, options: dict) -> None:
     """Wrong if the function is none, or does not take these arguments."""
     if not callable(function):
         raise Wrong(f"check was given a {type(function).__name__}; it must be given your function, without brackets")
@@ -161,7 +161,7 @@ def check_call(function: Callable, arguments: tuple, options: dict) -> None:
         raise Wrong(f"your function takes {signature} but is called with {count} arguments ({error})") from None
 
 
-def check_unchanged(function: Callable, given: tuple, original: tuple) -> None:
+def check_unchanged(function: object, given: tuple, original: tuple) -> None:
     """Wrong if the function has written into an argument."""
     (arguments, options), (before, options_before) = given, original
     try:
@@ -175,7 +175,7 @@ def check_unchanged(function: Callable, given: tuple, original: tuple) -> None:
             raise Wrong(f"your function changes its argument {name}; work on a copy, such as {name}.clone()")
 
 
-def describe_exception(function: Callable, error: BaseException) -> str:
+def describe_exception(function: object, error: BaseException) -> str:
     """What the function raised and the line of its own code where that happened."""
     text = f"your function raised {type(error).__name__}: {shorten(error)}".removesuffix(": ")
     code = getattr(inspect.unwrap(function), "__code__", None)
