@@ -33,12 +33,21 @@ plt.rcParams["figure.dpi"] = 75
 
 # %% [markdown]
 # We measure small errors in this chapter, so every number is float64, with 16 decimal digits. Four rules will appear
-# again and again. Each gets its name and its colour once.
+# again and again. Each gets its name and its colour once. And two results count as equal if no number differs by more
+# than a tolerance, which is $10^{-12}$ unless a check says otherwise.
 
 # %%
 torch.set_default_dtype(torch.float64)
 RULES = {"euler": "forward Euler", "backward_euler": "backward Euler", "bilinear": "bilinear", "zoh": "ZOH"}
 COLOURS = {"euler": "tab:red", "backward_euler": "tab:blue", "bilinear": "tab:green", "zoh": "black"}
+
+
+def close(one, other, tolerance=1e-12):
+    """Whether no two numbers differ by more than `tolerance`."""
+    return bool((one - other).abs().max() <= tolerance)
+
+
+assert close(torch.ones(2), torch.ones(2)) and not close(torch.ones(2), torch.ones(2) + 1e-11)
 
 # %% [markdown]
 # ## 1. A cup of coffee
@@ -196,7 +205,7 @@ assert A_bar.item() == 1 - 0.5 and B_bar.item() == 0.5
 A, B = torch.tensor([[-1.0, 2.0], [-2.0, -0.5]]), torch.tensor([[1.0], [0.3]])
 for method in RULES:
     once, fast = discretize(A, B, 0.1, method), discretize(2 * A, 2 * B, 0.05, method)
-    assert all(torch.allclose(one, other, rtol=0, atol=1e-14) for one, other in zip(once, fast, strict=True))
+    assert all(close(one, other) for one, other in zip(once, fast, strict=True))
 print("twice as fast in half the step is the same recurrence, for", len(RULES), "rules")
 
 # %% [markdown]
@@ -334,7 +343,7 @@ for method, alpha in {**SHARES, "generalized_bilinear": 0.3}.items():
     named = None if method in SHARES else alpha
     A_bar, factor = discretize_diagonal(A, delta, method, named)
     ours = difference_rule(A, 1.0, delta, alpha)
-    assert torch.allclose(A_bar, ours[0], rtol=0, atol=1e-14) and torch.allclose(factor, ours[1], rtol=0, atol=1e-14)
+    assert close(A_bar, ours[0]) and close(factor, ours[1])
 print("difference_rule equals the package for", len(A), "values of A and 4 values of alpha")
 
 # %% [markdown]
@@ -508,7 +517,7 @@ def matrix_exponential(X, terms=25):
 spring_A, spring_B = torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([[0.0], [1.0]])
 cosine, sine = math.cos(0.5), math.sin(0.5)
 rotation = torch.tensor([[cosine, sine], [-sine, cosine]])
-assert torch.allclose(matrix_exponential(0.5 * spring_A), rotation, atol=1e-14)
+assert close(matrix_exponential(0.5 * spring_A), rotation)
 print("the series gives the rotation by 0.5; number by number:", torch.exp(0.5 * spring_A).round(decimals=2).tolist())
 
 # %% [markdown]
@@ -521,10 +530,10 @@ from scipy.linalg import expm
 
 A_bar, _ = discretize(spring_A, spring_B, 0.5)
 others = torch.matrix_exp(0.5 * spring_A), torch.from_numpy(expm(0.5 * spring_A.numpy()))
-equal = all(torch.allclose(A_bar, other, atol=1e-14) for other in others)
+equal = all(close(A_bar, other) for other in others)
 print("package = torch.matrix_exp = scipy:", equal)
-print("package = torch.exp:", torch.allclose(A_bar, torch.exp(0.5 * spring_A)))
-assert equal and not torch.allclose(A_bar, torch.exp(0.5 * spring_A))
+print("package = torch.exp:", close(A_bar, torch.exp(0.5 * spring_A)))
+assert equal and not close(A_bar, torch.exp(0.5 * spring_A))
 
 # %% [markdown]
 # **When number by number is right.** If $A$ is diagonal, then so are $A A$ and $A A A$: powers of a diagonal matrix are
@@ -538,7 +547,7 @@ assert equal and not torch.allclose(A_bar, torch.exp(0.5 * spring_A))
 
 # %%
 a = torch.tensor([-1.0, -2.0, -3.0])
-equal = torch.allclose(torch.matrix_exp(0.1 * torch.diag(a)), torch.diag(torch.exp(0.1 * a)), atol=1e-15)
+equal = close(torch.matrix_exp(0.1 * torch.diag(a)), torch.diag(torch.exp(0.1 * a)))
 print("diagonal A: matrix exponential = exponential of each number:", equal)
 assert equal
 print("numbers to store for N = 16: dense", 16 * 16, "diagonal", 16)
@@ -557,10 +566,10 @@ print("numbers to store for N = 16: dense", 16 * 16, "diagonal", 16)
 # %%
 a, V = torch.linalg.eig(spring_A)
 print("eigenvalues of the spring, imaginary parts:", sorted(round(value, 3) for value in a.imag.tolist()))
-assert torch.allclose(a.real, torch.zeros(2), atol=1e-14)
+assert close(a.real, torch.zeros(2))
 bridge = V @ torch.diag(torch.exp(0.5 * a)) @ torch.linalg.inv(V)
-assert torch.allclose(bridge.imag, torch.zeros(2, 2), atol=1e-14)
-assert torch.allclose(bridge.real, rotation, atol=1e-14)
+assert close(bridge.imag, torch.zeros(2, 2))
+assert close(bridge.real, rotation)
 
 # %% [markdown]
 # **Where the bridge ends.** A train with an engine: position and velocity, and the push changes the velocity. There is
@@ -590,14 +599,14 @@ def zoh(A, B, delta):
 train_A, train_B = torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([[0.0], [1.0]])
 A_bar, B_bar = zoh(train_A, train_B, 0.5)
 print("the train after 0.5 with a push of 1: position", B_bar[0].item(), "velocity", B_bar[1].item())
-assert torch.allclose(B_bar.flatten(), torch.tensor([0.5**2 / 2, 0.5]), atol=1e-15)
+assert close(B_bar.flatten(), torch.tensor([0.5**2 / 2, 0.5]))
 
 # %%
 torch.manual_seed(0)
 for N, M in ((1, 1), (2, 1), (5, 3), (16, 1)):
     A, B = torch.randn(N, N) - torch.eye(N), torch.randn(N, M)
     ours, theirs = zoh(A, B, 0.3), discretize(A, B, 0.3)
-    assert all(torch.allclose(one, other, rtol=1e-10, atol=1e-12) for one, other in zip(ours, theirs, strict=True))
+    assert all(close(one, other, 1e-10) for one, other in zip(ours, theirs, strict=True))
 print("zoh equals the package's discretize for 4 random systems with up to", N, "states")
 
 # %% [markdown]
@@ -646,7 +655,7 @@ size = {method: discretize_diagonal(plane, 1.0, method)[0].abs() for method in R
 left_half = real < -1e-9
 for method, name in RULES.items():
     print(f"{name:>14}: stable in {(size[method][left_half] < 1).double().mean():.0%} of the left half drawn here")
-assert torch.allclose(size["euler"], (1 + plane).abs())  # so the region is a disc of radius 1 around -1
+assert close(size["euler"], (1 + plane).abs())  # so the region is a disc of radius 1 around -1
 assert all((size[method][left_half] < 1).all() for method in ("backward_euler", "bilinear", "zoh"))
 
 # %%
@@ -686,10 +695,10 @@ swings = {}
 for method, name in RULES.items():
     swings[method] = run(discretize(spring_A, spring_B, 0.2, method)[0], torch.tensor([1.0, 0.0]), 100)
     print(f"{name:>14}: energy after 100 steps, as a multiple of the first: {swings[method][-1].square().sum():.3g}")
-assert torch.allclose(swings["euler"][-1].square().sum(), torch.tensor(1.04**100))
-assert torch.allclose(swings["backward_euler"][-1].square().sum(), torch.tensor(1.04**-100))
-assert torch.allclose(swings["bilinear"].square().sum(1), torch.ones(101), atol=1e-12)
-assert torch.allclose(swings["zoh"][:, 0], torch.cos(0.2 * torch.arange(101)), atol=1e-12)
+assert close(swings["euler"][-1].square().sum(), torch.tensor(1.04**100))
+assert close(swings["backward_euler"][-1].square().sum(), torch.tensor(1.04**-100))
+assert close(swings["bilinear"].square().sum(1), torch.ones(101))
+assert close(swings["zoh"][:, 0], torch.cos(0.2 * torch.arange(101)))
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), layout="constrained", width_ratios=[2, 1])
@@ -715,7 +724,7 @@ print(f"after {100 * 0.2:.0f} units of time, bilinear is {late:.2g} units late")
 # %%
 swing_A = torch.tensor([[-0.5, 2.0], [-2.0, -0.5]])  # its eigenvalues are -0.5 + 2i and -0.5 - 2i
 swing_a = torch.tensor([-0.5 + 2j, -0.5 - 2j])
-assert torch.allclose(torch.linalg.eigvals(swing_A).imag.abs(), torch.tensor([2.0, 2.0]))
+assert close(torch.linalg.eigvals(swing_A).imag.abs(), torch.tensor([2.0, 2.0]))
 largest = 2 * 0.5 / (0.5**2 + 2**2)  # where |1 + x| = 1
 assert abs(abs(1 + largest * swing_a[0]) - 1) < 1e-12
 
@@ -798,7 +807,7 @@ print("half-life in tokens   A = -1   A = -4   A = -16")
 for step, row in zip(delta, half_lives, strict=True):
     print(f"delta = {step:<5.3g}       " + "".join(f"{value:9.3g}" for value in row))
 A_bar, _ = discretize_diagonal(A, delta[:, None])
-assert torch.allclose(A_bar**half_lives, torch.full((3, 3), 0.5))
+assert close(A_bar**half_lives, torch.full((3, 3), 0.5))
 
 # %%
 tokens = torch.arange(0, 801)
@@ -826,7 +835,7 @@ print("tokens until half is gone:", [round(math.log(2) / x) for x in (0.001, 0.0
 # %%
 A_log = torch.log(torch.arange(1.0, 17.0))  # Mamba's start
 A = -torch.exp(A_log)
-assert torch.allclose(A, -torch.arange(1.0, 17.0))
+assert close(A, -torch.arange(1.0, 17.0))
 for name, signed in (("A = -exp(A_log)", A), ("A = +exp(A_log)", -A)):
     A_bar, _ = discretize_diagonal(signed, 0.1)
     print(f"{name}: fastest state after 1,000 tokens is finite:", bool((A_bar[-1] ** 1000).isfinite()))
@@ -896,8 +905,8 @@ assert states == [4, 4, 5]
 # %%
 z = torch.linspace(-8, 8, 101)
 g = 1 - discretize_diagonal(torch.tensor(-1.0), torch.nn.functional.softplus(z))[0]
-print("1 - exp(-softplus(z)) = sigmoid(z):", torch.allclose(g, torch.sigmoid(z), atol=1e-12))
-assert torch.allclose(g, torch.sigmoid(z), atol=1e-12)
+print("1 - exp(-softplus(z)) = sigmoid(z):", close(g, torch.sigmoid(z)))
+assert close(g, torch.sigmoid(z))
 
 # %% [markdown]
 # **Would another rule do as a gate?** Draw what each rule keeps of the state as $\Delta |A|$ grows.
@@ -984,8 +993,8 @@ paper, code = (outputs(A, B, C, fixed, u, method) for method in ("zoh", "euler")
 scanned = selective_scan(
     u.view(1, L, 1), fixed.view(1, L, 1), A.view(1, 16), B.expand(1, L, 16), C.expand(1, L, 16), backend="reference"
 )
-print("selective_scan does what the code does:", torch.allclose(scanned.flatten(), code, atol=1e-12))
-assert torch.allclose(scanned.flatten(), code, atol=1e-12)
+print("selective_scan does what the code does:", close(scanned.flatten(), code))
+assert close(scanned.flatten(), code)
 
 
 # %%
@@ -1010,9 +1019,9 @@ ratio = discretize_diagonal(A, 0.1, "zoh")[1] / 0.1
 changing = 0.001 * 100 ** torch.rand(L, generator=generator)  # between 0.001 and 0.1
 for name, delta in (("the same for all tokens", fixed), ("changing", changing)):
     corrected, wanted = outputs(A, B * ratio, C, delta, u, "euler"), outputs(A, B, C, delta, u, "zoh")
-    print(f"delta {name}: a corrected B gives the paper's output:", torch.allclose(corrected, wanted, atol=1e-10))
-assert not torch.allclose(corrected, wanted, atol=1e-10)
-assert torch.allclose(outputs(A, B * ratio, C, fixed, u, "euler"), paper, atol=1e-10)
+    print(f"delta {name}: a corrected B gives the paper's output:", close(corrected, wanted, 1e-10))
+assert not close(corrected, wanted, 1e-10)
+assert close(outputs(A, B * ratio, C, fixed, u, "euler"), paper, 1e-10)
 
 # %% [markdown]
 # In Mamba, $B$ depends on the token, too, so the network can make up for more than this. What cannot be mixed is
@@ -1038,9 +1047,7 @@ A_values = -torch.arange(1.0, 5.0)
 for method, name in RULES.items():
     (small_A, small_B), (large_A, large_B) = (discretize_diagonal(A_values, step, method) for step in (0.2, 0.4))
     twice = small_A * small_A, small_A * small_B + small_B  # h -> A_bar (A_bar h + B_bar u) + B_bar u
-    same = torch.allclose(twice[0], large_A, rtol=1e-12, atol=0) and torch.allclose(
-        twice[1], large_B, rtol=1e-12, atol=0
-    )
+    same = close(twice[0], large_A) and close(twice[1], large_B)
     print(f"{name:>14}: two steps of 0.2 = one step of 0.4: {same}")
     assert same == (method == "zoh")
 
