@@ -114,9 +114,9 @@ def test_notebook_and_checkers_know_the_same_exercises(chapter):
 def test_the_header_says_what_it_asks_for(number):
     name, task, answer, _ = find(number)
     notebook = cells(number[:2])
-    text = notebook[task].source
     assert notebook[task].cell_type == "markdown"
-    assert text.startswith(f"### Exercise {number} · {judge(number, None).title}\n")
+    before, heading, text = notebook[task].source.partition(f"### Exercise {number} · {judge(number, None).title}\n")
+    assert heading and "### Exercise" not in before + text
     assert re.search(r"\*\*Goal\.\*\* \w", text)
     assert re.search(r"\*\*Minutes\.\*\* \d+", text)
     assert re.search(rf"\*\*Difficulty\.\*\* ({'|'.join(DIFFICULTIES)})\b", text)
@@ -127,7 +127,11 @@ def test_the_header_says_what_it_asks_for(number):
 
 @each_chapter
 def test_the_difficulty_rises(chapter):
-    texts = [cells(chapter)[index - 2].source for _, _, index in exercises_in(chapter)] if chapter in SOURCES else []
+    texts = (
+        [cells(chapter)[index - 2].source.partition("### Exercise")[2] for _, _, index in exercises_in(chapter)]
+        if chapter in SOURCES
+        else []
+    )
     levels = [DIFFICULTIES.index(re.search(r"\*\*Difficulty\.\*\* (\w+)", text)[1]) for text in texts]
     assert levels == sorted(levels)
 

@@ -69,7 +69,11 @@ SUBMISSIONS = {
         "ok ok",
         ["97.5: your function"],
     ),
-    "forges the checker": ([OPEN, FORGE, CHECKS], "todo fix", ["97.2: the sum differs first at [0]", "you subtracted"]),
+    "forges the checker": (
+        [OPEN, FORGE, CHECKS],
+        "todo fix",
+        ["97.2: the sum, first difference at [0]", "you subtracted"],
+    ),
     "forges check": ([SOLVED, "def check(*_):\n    print('[ok] 97.1')", *CHECKS.split("\n")[1:]], "todo todo", []),
     "kills itself": (
         [SOLVED, "import os\nos.kill(os.getpid(), 9)", CHECKS],

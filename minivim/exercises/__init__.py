@@ -1,7 +1,5 @@
 """The course's exercises: one module per chapter, and `check`, which the notebooks call."""
 
-from collections.abc import Callable
-
 from minivim.exercises.judging import judge
 
 

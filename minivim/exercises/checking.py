@@ -121,22 +121,22 @@ def common_causes(expected: object) -> dict[str, object]:
 def find_difference(found: object, expected: object, what: str, tolerance: float) -> str | None:
     """What differs, in one or two lines; None if nothing does."""
     if found is None and expected is not None:
-        return f"{what} is None; does your function end without `return`?"
+        return f"{what}: yours is None; does your function end without `return`?"
     if isinstance(expected, Mapping):
         return difference_of_mappings(found, expected, what, tolerance)
     if isinstance(expected, (tuple, list)):
         return difference_of_sequences(found, expected, what, tolerance)
     if isinstance(expected, (Tensor, bool, int, float, complex)):
         return difference_of_numbers(found, expected, what, tolerance)
-    return None if found == expected else f"{what} is {brief(found)}; it must be {brief(expected)}"
+    return None if found == expected else f"{what}: yours is {brief(found)}; it must be {brief(expected)}"
 
 
 def difference_of_mappings(found: object, expected: Mapping, what: str, tolerance: float) -> str | None:
     """As find_difference, where a dict is expected."""
     if not isinstance(found, Mapping):
-        return f"{what} is {describe(found)}; it must be a dict with the keys {', '.join(map(repr, expected))}"
+        return f"{what}: yours is {describe(found)}; it must be a dict with the keys {', '.join(map(repr, expected))}"
     if set(found) != set(expected):
-        return f"{what} has the keys {sorted(map(repr, found))}; it must have {sorted(map(repr, expected))}"
+        return f"{what}: yours has the keys {sorted(map(repr, found))}; it must have {sorted(map(repr, expected))}"
     parts = (find_difference(found[key], expected[key], f"{what}[{key!r}]", tolerance) for key in expected)
     return next((part for part in parts if part), None)
 
@@ -144,9 +144,9 @@ def difference_of_mappings(found: object, expected: Mapping, what: str, toleranc
 def difference_of_sequences(found: object, expected: tuple | list, what: str, tolerance: float) -> str | None:
     """As find_difference, where a tuple or a list is expected; either will do."""
     if not isinstance(found, (tuple, list)):
-        return f"{what} is {describe(found)}; it must be a {type(expected).__name__} of {len(expected)} values"
+        return f"{what}: yours is {describe(found)}; it must be a {type(expected).__name__} of {len(expected)} values"
     if len(found) != len(expected):
-        return f"{what} has {len(found)} values; it must have {len(expected)}"
+        return f"{what}: yours has {len(found)} values; it must have {len(expected)}"
     parts = (
         find_difference(*pair, f"{what}[{i}]", tolerance) for i, pair in enumerate(zip(found, expected, strict=True))
     )
@@ -156,40 +156,51 @@ def difference_of_sequences(found: object, expected: tuple | list, what: str, to
 def difference_of_numbers(found: object, expected: object, what: str, tolerance: float) -> str | None:
     """As find_difference, where a tensor or a number is expected."""
     if not isinstance(found, (Tensor, bool, int, float, complex)):
-        return f"{what} is {describe(found)}; it must be {describe(expected)}"
+        return f"{what}: yours is {describe(found)}; it must be {describe(expected)}"
     exact, found = torch.as_tensor(expected), torch.as_tensor(found)
     if found.shape != exact.shape:
-        return f"{what} is {describe(found)}; it must be {describe(expected)}"
+        return f"{what}: yours is {describe(found)}; it must be {describe(expected)}"
+    if found.dim() == 0 and kind(found) == 1 and kind(exact) == 0:
+        exact = exact if exact.dtype == torch.bool else exact.to(found.dtype)  # 4.0 will do for 4
     if kind(found) > kind(exact) or (exact.dtype == torch.bool) != (found.dtype == torch.bool):
         remedy = "; take .real" if found.is_complex() else ""
-        return f"{what} has the type {name_of(found)}; it must have {name_of(exact)}{remedy}"
+        return f"{what}: yours has {name_of(found)}; it must have {name_of(exact)}{remedy}"
     wide = torch.complex128 if exact.is_complex() else torch.float64
-    found, exact = found.to("cpu", wide), exact.to("cpu", wide)
+    return difference_of_values(found.to("cpu", wide), exact.to("cpu", wide), what, tolerance, coarseness(found, exact))
+
+
+def difference_of_values(
+    found: Num[Tensor, "*shape"], exact: Num[Tensor, "*shape"], what: str, tolerance: float, remark: str
+) -> str | None:
+    """The first bad number, how many there are, and the largest error; `remark` is added; None if none is bad."""
+    place = f", first at {index_of(found.isnan())}" if found.isnan().any() and found.dim() else ""
     if bool((found.isnan() & ~exact.isnan()).any()):
-        return (
-            f"{what} holds NaN (not a number), first at {index_of(found.isnan())}"
-            if found.dim()
-            else f"{what} is NaN (not a number)"
-        )
+        return f"{what}: yours is NaN (not a number){place}"
     error = torch.where((found == exact) | (found.isnan() & exact.isnan()), 0.0, (found - exact).abs())
-    bad = ~(error <= tolerance * exact.abs().clamp(min=1))  # not `>`, so that infinity minus infinity counts as bad
-    return describe_errors(found, exact, error, bad, what) if bool(bad.any()) else None
-
-
-def describe_errors(
-    found: Num[Tensor, "*shape"],
-    exact: Num[Tensor, "*shape"],
-    error: Num[Tensor, "*shape"],
-    bad: Bool[Tensor, "*shape"],
-    what: str,
-) -> str:
-    """The first bad number, how many there are, and the largest error."""
+    allowed = (tolerance * exact.abs().clamp(min=1)).nan_to_num(posinf=0)  # infinity allows infinity only
+    bad = ~(error <= allowed)  # not `>`, so that NaN counts as bad
+    if not bool(bad.any()):
+        return None
     if found.dim() == 0:
-        return f"{what}: yours {number_text(found)}, expected {number_text(exact)}"
+        return f"{what}: yours {number_text(found)}, expected {number_text(exact)}{remark}"
     place = tuple(bad.nonzero()[0].tolist())
     first = f"yours {number_text(found[place])}, expected {number_text(exact[place])}"
-    count = f"{int(bad.sum())} of {bad.numel()} numbers differ"
-    return f"{what} differs first at {list(place)}: {first}\n{count}; largest error {error.max().item():.2g}"
+    count = f"{int(bad.sum())} of {bad.numel()} numbers differ; largest error {error.max().item():.2g}{remark}"
+    return f"{what}, first difference at {list(place)}: {first}\n{count}"
+
+
+def coarseness(found: Shaped[Tensor, "..."], exact: Shaped[Tensor, "..."]) -> str:
+    """What the type of the found numbers cannot hold, for the end of a line; empty if nothing."""
+    if kind(found) < kind(exact):
+        return f"\nyours has {name_of(found)}, expected are {name_of(exact)}"
+    if kind(found) > 0 and found.dtype.itemsize < exact.dtype.itemsize:
+        return f"\nyours is {name_of_dtype(found)}, expected is {name_of_dtype(exact)}"
+    return ""
+
+
+def name_of_dtype(tensor: Shaped[Tensor, "..."]) -> str:
+    """Such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def kind(tensor: Shaped[Tensor, "..."]) -> int:
@@ -199,7 +210,11 @@ def kind(tensor: Shaped[Tensor, "..."]) -> int:
 
 def name_of(tensor: Shaped[Tensor, "..."]) -> str:
     """The type of a tensor's numbers in words."""
-    return "bool" if tensor.dtype == torch.bool else ("whole numbers", "real numbers", "complex numbers")[kind(tensor)]
+    return (
+        "True and False"
+        if tensor.dtype == torch.bool
+        else ("whole numbers", "real numbers", "complex numbers")[kind(tensor)]
+    )
 
 
 def index_of(mask: Bool[Tensor, "..."]) -> str:
