@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import sys
 from functools import cache
@@ -11,6 +12,7 @@ import pytest
 
 from minivim.exercises.checking import exercises_of
 from minivim.exercises.judging import judge
+from minivim.grade_wire import decode, encode
 
 pytest.importorskip("jupytext", reason="the notebooks need the extra 'notebooks'")
 pytest.importorskip("nbclient", reason="the notebooks need the extra 'notebooks'")
@@ -68,6 +70,18 @@ def wrong_answers(number):
 def test_the_solution_is_right(number):
     verdict = judge(number, function(number, True))
     assert (verdict.status, verdict.message, verdict.printed) == ("ok", "", "")
+
+
+@each_exercise
+def test_the_solution_is_right_from_another_process(number):
+    """As `minivim grade` runs it: all that is passed to it and returned goes over the wire."""
+
+    def sent(value):
+        return decode(json.loads(json.dumps(encode(value))))
+
+    answer = function(number, True)
+    verdict = judge(number, lambda *arguments, **options: sent(answer(*sent(arguments), **sent(options))))
+    assert (verdict.status, verdict.message) == ("ok", "")
 
 
 @each_exercise

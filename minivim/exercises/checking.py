@@ -182,11 +182,10 @@ def difference_of_values(
     if not bool(bad.any()):
         return None
     if found.dim() == 0:
-        return f"{what}: yours {number_text(found)}, expected {number_text(exact)}{remark}"
+        return f"{what}: {both_texts(found, exact)}{remark}"
     place = tuple(bad.nonzero()[0].tolist())
-    first = f"yours {number_text(found[place])}, expected {number_text(exact[place])}"
     count = f"{int(bad.sum())} of {bad.numel()} numbers differ; largest error {error.max().item():.2g}{remark}"
-    return f"{what}, first difference at {list(place)}: {first}\n{count}"
+    return f"{what}, first difference at {list(place)}: {both_texts(found[place], exact[place])}\n{count}"
 
 
 def coarseness(found: Shaped[Tensor, "..."], exact: Shaped[Tensor, "..."]) -> str:
@@ -222,12 +221,21 @@ def index_of(mask: Bool[Tensor, "..."]) -> str:
     return str(mask.nonzero()[0].tolist())
 
 
-def number_text(number: Num[Tensor, ""]) -> str:
-    """A number with six significant digits."""
+def both_texts(found: Num[Tensor, ""], exact: Num[Tensor, ""]) -> str:
+    """Two numbers with six significant digits, or with as many more as show that they differ."""
+    for digits in (6, 9, 17):
+        texts = number_text(found, digits), number_text(exact, digits)
+        if texts[0] != texts[1]:
+            break
+    return f"yours {texts[0]}, expected {texts[1]}"
+
+
+def number_text(number: Num[Tensor, ""], digits: int) -> str:
+    """A number with that many significant digits."""
     value = number.item()
     if isinstance(value, complex):
-        return f"{value.real:.6g}{value.imag:+.6g}j"
-    return f"{value:.6g}"
+        return f"{value.real:.{digits}g}{value.imag:+.{digits}g}j"
+    return f"{value:.{digits}g}"
 
 
 def describe(value: object) -> str:
