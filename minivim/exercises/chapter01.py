@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from minivim.exercises.checking import compare, exercise
@@ -35,7 +36,7 @@ def random_input(model: LinearGaussian, length: int, generator: torch.Generator)
     return torch.randn(length, model.B.shape[-1], generator=generator, dtype=torch.float64)
 
 
-def text(tensor: Tensor) -> str:
+def text(tensor: Float[Tensor, "..."]) -> str:
     """A small tensor with two decimals, as in `[[1.00, 0.50], [0.00, 1.00]]`."""
     if tensor.ndim == 0:
         return f"{tensor.item():.2f}"
@@ -172,7 +173,7 @@ def step_back(answer: Callable) -> None:
 
         expected = step(gain)
         causes = {
-            "A must be transposed in the gain: G = P A^T inverse(P_predicted)": step(
+            "A must be transposed in the gain: J = P A^T inverse(P_predicted)": step(
                 P @ A @ torch.linalg.inv(P_predicted)
             ),
             "the gain must be divided by the predicted covariance of t+1": step(P @ A.mT),
@@ -181,11 +182,11 @@ def step_back(answer: Callable) -> None:
                 expected[1],
             ),
             "this is the filter at t: nothing of the future is in it": (m, P),
-            "the change of the covariance has the wrong sign: P + G (next - predicted) G^T": (
+            "the change of the covariance has the wrong sign: P + J (next - predicted) J^T": (
                 expected[0],
                 2 * P - expected[1],
             ),
-            "the covariance needs G on both sides: G (...) G^T": (
+            "the covariance needs J on both sides: J (...) J^T": (
                 expected[0],
                 P + gain @ (covariances[1] - P_predicted),
             ),

@@ -33,7 +33,7 @@ plt.rcParams["figure.dpi"] = 75
 
 # %% [markdown]
 # In this chapter every number is float64, with 16 decimal digits. So where two ways of computing should agree, they
-# agree to ten digits or more.
+# agree to nine digits or more. Where they do not, we say why.
 
 # %%
 torch.set_default_dtype(torch.float64)
@@ -50,13 +50,14 @@ torch.set_default_dtype(torch.float64)
 #
 # $$h[t] = \begin{pmatrix} \text{position in m} \\ \text{speed in m/s} \end{pmatrix}$$
 #
-# The robot accelerates as its motor is told to: $u[t]$, in m/s², constant for one second. After that second
+# Here t = 0, 1, 2, ... counts the seconds. The robot accelerates as its motor is told to: by $u[t]$, in m/s², constant
+# for one second. After that second
 #
 # - the position has grown by the speed times 1 s, and by $\tfrac12 u[t]$;
 # - the speed has grown by $u[t]$.
 #
-# **By hand.** The robot starts at 0 m with 2 m/s. The motor is told 2, 0, -2. In the second second, a wheel slips on a
-# wet spot, and 1 m/s is lost. The sensor errs by +1, -1, +2 metres.
+# **By hand.** The robot starts at 0 m with 2 m/s. The motor is told 2, 0, -2. Between t = 1 and t = 2, a wheel slips
+# on a wet spot, and 1 m/s is lost. The sensor errs by +1, -1, +2 metres.
 #
 # | t | position | speed | told: u | slip: w | | measured: y |
 # |---|---|---|---|---|---|---|
@@ -195,7 +196,7 @@ fig, (above, below) = plt.subplots(2, 1, figsize=(7.6, 3.8), sharex=True, layout
 above.plot(seconds, h[:, 0], color="black", label="truth: position")
 above.plot(seconds, y, ".", color="tab:red", label="measured: y")
 above.set(ylabel="position (m)")
-above.legend()
+above.legend(loc="upper center")
 below.plot(seconds, h[:, 1], color="black", label="truth: speed, not measured")
 below.set(xlabel="time (s)", ylabel="speed (m/s)")
 below.legend()
@@ -239,6 +240,10 @@ print(f"measured: {y.numel()} numbers; wanted: {h.numel()}")
 # away, so this course uses x for neither: h is the state (as in "hidden"), u is the input. And where have the noises
 # gone in S4 and Mamba? They have no sensor to distrust. Their matrices are learned; what stays is the skeleton,
 # $h$, $A$, $B$, $C$, $D$.
+#
+# **Letters that serve twice.** There are more things than letters, and every book has such cases. In a shape, P is the
+# number of outputs; in the equations below, $P$ is a covariance. $K$ is the gain here, and the kernel of a convolution
+# in chapter 03. $R$ is the covariance of $v$ here, and the rank of delta in Mamba.
 #
 # ## 4. Two opinions, one better
 #
@@ -303,7 +308,8 @@ print(f"usual errors: {math.sqrt(4):.2g} and {math.sqrt(2):.2g} m alone, {math.s
 # %% [markdown]
 # **What to see.** The green curve lies between the others, nearer to the surer one. And it is narrower than both: even
 # a bad measurement adds something.
-#
+
+# %% [markdown]
 # ### Exercise 01.2 · Fuse two numbers
 #
 # **Goal.** Use (1.5). **Difficulty.** derive. **Minutes.** 5
@@ -354,7 +360,8 @@ check("01.2", fuse)
 # Look at the 4 off the diagonal. A second ago, position and speed had nothing to do with each other. Now they have: if
 # the robot is farther than we think, it is probably because it is faster than we think. That number is what will allow
 # us to learn a speed from a position.
-#
+
+# %% [markdown]
 # ### Exercise 01.3 · Predict
 #
 # **Goal.** Program (1.6). **Difficulty.** derive. **Minutes.** 5
@@ -410,7 +417,8 @@ check("01.3", predict)
 #
 # We measured a position, and the speed has changed from 4 to 6; its variance has fallen from 5 to 3. That is the 4 off
 # the diagonal at work.
-#
+
+# %% [markdown]
 # ### Exercise 01.4 · Correct
 #
 # **Goal.** Program (1.7) and (1.8) with $D = 0$. **Difficulty.** derive. **Minutes.** 8
@@ -491,15 +499,15 @@ def ellipse(mean, covariance):
 def draw_belief(figure, frame):
     t, corrected = divmod(frame, 2)
     axis = figure.add_subplot()
-    axis.plot(
-        *ellipse(filtered.predicted_mean[t], filtered.predicted_covariance[t]), color="tab:blue", label="predicted"
-    )
+    predicted = ellipse(filtered.predicted_mean[t], filtered.predicted_covariance[t])
+    axis.plot(*predicted, color="tab:blue", label="predicted")
     if corrected:
         axis.axvspan(y[t].item() - 10, y[t].item() + 10, color="tab:red", alpha=0.15, label="measured")
         axis.plot(*ellipse(filtered.mean[t], filtered.covariance[t]), color="tab:green", label="corrected")
     axis.plot(*h[t], "k*", markersize=11, label="truth")
-    axis.set(xlim=(-5, 65), ylim=(-5, 5), xlabel="position (m)", ylabel="speed (m/s)")
-    axis.set_title(f"second {t}: " + ("a measurement arrives" if corrected else "time passes"))
+    axis.set(xlim=(-5, 65), ylim=(-6, 6), xlabel="position (m)", ylabel="speed (m/s)")
+    event = "a measurement arrives" if corrected else "time passes" if t > 0 else "nothing is measured yet"
+    axis.set_title(f"second {t}: {event}")
     axis.legend(loc="upper right")
 
 
@@ -509,11 +517,11 @@ assert uncertain[1] < uncertain[0] / 2
 flipbook(draw_belief, range(16), "What the filter believes, second by second, in the plane of position and speed")
 
 # %% [markdown]
-# **What to see.** Press play. When a measurement arrives, it cuts the ellipse down to the red strip, the positions
-# which that measurement allows (two standard deviations to each side). It says nothing about the speed: the strip is as
-# high as the picture. When time passes, the ellipse is sheared: its upper part, the fast robots, moves to the right. So
-# it gets tilted. And a vertical strip that cuts a tilted ellipse cuts its height, too. That is how a speed is seen by a
-# sensor that sees only positions.
+# **What to see.** Press play. The red strip is what a measurement says: the position, give or take two standard
+# deviations. It says nothing about the speed, so it is as high as the picture. It pulls the ellipse to itself and makes
+# it narrower. When time passes, the ellipse is sheared: its upper part, the fast robots, moves to the right. So it gets
+# tilted. And a vertical strip that cuts a tilted ellipse cuts its height, too. That is how a speed is seen by a sensor
+# that sees only positions.
 #
 # Now the whole minute. The bands are two standard deviations to each side: the filter's own opinion of how wrong it may
 # be.
@@ -542,7 +550,7 @@ for number, axis in enumerate(axes):
     axis.plot(seconds, h[:, number], color="black", label="truth")
 axes[0].set(ylabel="position (m)")
 axes[1].set(xlabel="time (s)", ylabel="speed (m/s)")
-axes[0].legend()
+axes[0].legend(loc="upper center")
 plt.show()
 counts = inside(filtered.mean, filtered.covariance)
 print(f"true positions inside the band: {counts[0]} of {L}; true speeds: {counts[1]} of {L}")
@@ -556,8 +564,8 @@ assert min(counts) >= 0.85 * L
 # ## 6. What the gain means
 #
 # The covariances in (1.6) to (1.8) do not depend on the measurements. So the gain can be computed before the first one
-# arrives. It depends on the model alone, that is on the ratio of $Q$ to $R$: how much the robot slips against how badly
-# the sensor measures.
+# arrives: it depends on the model alone. Where it ends is decided by the ratio of $Q$ to $R$, how much the robot slips
+# against how badly the sensor measures.
 
 
 # %%
@@ -592,7 +600,7 @@ assert final[0.02] < final[0.2] < final[2.0] < 1
 # Compare it with the equation of chapter 00, $h[t] = \bar A[t]\,h[t-1] + \bar B[t]\,u[t]$. The state is the estimate,
 # the input is the measurement, $\bar A = (I - K C) A$ and $\bar B = K$. One number rules both: where $K$ is large, the
 # old estimate is dropped and the measurement taken in; where $K$ is small, the old one is kept. The gain is a **gate**,
-# as $\Delta$ is in Mamba.
+# as $\Delta$ is in Mamba. One difference remains: $K[t]$ is fixed before any measurement has come.
 #
 # When the gain has settled, $\bar A$ and $\bar B$ are constant. We check that with the package's `recurrence`, which
 # runs $h[t] = \bar A h[t-1] + \bar B u[t]$, $y[t] = C h[t]$ from zero: started with the settled covariance, it must
@@ -636,23 +644,24 @@ assert torch.linalg.matrix_power(A_bar, 100).abs().max() < 1e-3
 # same situation as in (1.7): a surprise, $h[t+1] - m^-$, that is correlated with our error $e$, with
 # $\mathrm{Cov}(e, A e + w) = P A^T$. So there is a gain again, and it has the same form:
 #
-# $$G = P\,A^T (P^-)^{-1} \tag{1.10}$$
+# $$J = P\,A^T (P^-)^{-1} \tag{1.10}$$
 #
-# and the estimate of $h[t]$ would be $m + G\,(h[t+1] - m^-)$, with the covariance $P - G P^- G^T$. Measurements after
+# and the estimate of $h[t]$ would be $m + J\,(h[t+1] - m^-)$, with the covariance $P - J P^- J^T$. Measurements after
 # $t+1$ would add nothing: they depend on $h[t]$ through $h[t+1]$ only.
 #
 # Nobody tells us $h[t+1]$, but from the step before we know it as $N(m_s, P_s)$, $s$ for smoothed. Put the mean in, and
-# add what its uncertainty contributes, $G P_s G^T$:
+# add what its uncertainty contributes, $J P_s J^T$:
 #
-# $$m_s[t] = m + G\,(m_s[t+1] - m^-) \qquad\qquad P_s[t] = P + G\,(P_s[t+1] - P^-)\,G^T \tag{1.11}$$
+# $$m_s[t] = m + J\,(m_s[t+1] - m^-) \qquad\qquad P_s[t] = P + J\,(P_s[t+1] - P^-)\,J^T \tag{1.11}$$
 #
 # *Rauch, Tung and Striebel, 1965.* Here $m$ and $P$ are the filter's at $t$, and $m^-$, $P^-$ its prediction for $t+1$.
 #
 # **By hand.** One number that only drifts: $A = 1$, $Q = 1$. The filter says $N(2, 1)$ at t, so it predicts $N(2, 2)$
-# for t+1. Later measurements show that it was $N(4, 1)$ there. Then $G = 1/2$, the mean is $2 + \tfrac12 (4 - 2) = 3$,
+# for t+1. Later measurements show that it was $N(4, 1)$ there. Then $J = 1/2$, the mean is $2 + \tfrac12 (4 - 2) = 3$,
 # and the variance is $1 + \tfrac14 (1 - 2) = 0.75$. The future has pulled the estimate towards itself, and made it
 # surer.
-#
+
+# %% [markdown]
 # ### Exercise 01.5 · One step back
 #
 # **Goal.** Program (1.10) and (1.11). **Difficulty.** derive. **Minutes.** 8
@@ -673,8 +682,8 @@ assert torch.linalg.matrix_power(A_bar, 100).abs().max() < 1e-3
 def one_step_back(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
     """Equations 1.10 and 1.11: (mean (N,), covariance (N, N))."""
     # BEGIN SOLUTION
-    G = covariance @ A.T @ torch.linalg.inv(predicted_covariance)
-    return mean + G @ (next_mean - predicted_mean), covariance + G @ (next_covariance - predicted_covariance) @ G.T
+    J = covariance @ A.T @ torch.linalg.inv(predicted_covariance)
+    return mean + J @ (next_mean - predicted_mean), covariance + J @ (next_covariance - predicted_covariance) @ J.T
     # END SOLUTION
 
 
@@ -688,9 +697,9 @@ def naive_smoother(model, filtered):
     means, covariances = [filtered.mean[-1]], [filtered.covariance[-1]]
     for t in range(len(filtered.mean) - 2, -1, -1):  # from the end to the beginning
         m, P, P_minus = filtered.mean[t], filtered.covariance[t], filtered.predicted_covariance[t + 1]
-        G = P @ model.A.T @ torch.linalg.inv(P_minus)  # 1.10
-        means.append(m + G @ (means[-1] - filtered.predicted_mean[t + 1]))  # 1.11
-        covariances.append(P + G @ (covariances[-1] - P_minus) @ G.T)
+        J = P @ model.A.T @ torch.linalg.inv(P_minus)  # 1.10
+        means.append(m + J @ (means[-1] - filtered.predicted_mean[t + 1]))  # 1.11
+        covariances.append(P + J @ (covariances[-1] - P_minus) @ J.T)
     return torch.stack(means[::-1]), torch.stack(covariances[::-1])
 
 
@@ -707,7 +716,7 @@ for number, axis in enumerate(axes):
     axis.plot(seconds, h[:, number], color="black", label="truth")
 axes[0].set(ylabel="position (m)")
 axes[1].set(xlabel="time (s)", ylabel="speed (m/s)")
-axes[0].legend()
+axes[0].legend(loc="upper center")
 plt.show()
 counts = inside(smooth_mean, smooth_covariance)
 print(f"true positions inside the smoother's band: {counts[0]} of {L}; true speeds: {counts[1]} of {L}")
@@ -752,9 +761,12 @@ assert by_smoother.argmax() == 30
 
 # %% [markdown]
 # **What to see.** The filter's weights lie on one side, fade with the distance, and end at second 30. The smoother's
-# lie on both sides, and none of them needs to be large: an average over more measurements is a better average. You will
-# see this picture again in chapter 08, with patches of an image in place of measurements. There it is the reason why
-# Vim runs in two directions.
+# lie on both sides, and none of them needs to be large: an average over more measurements is a better average. Some old
+# weights of the filter are below zero. That is no error: had the robot been farther to the right ten seconds ago, it
+# would have come more slowly to where it is, so it would be less far by now.
+#
+# You will see this picture again in chapter 08, with patches of an image in place of measurements. There it is the
+# reason why Vim runs in two directions.
 #
 # **The other way to combine.** The smoother's backward pass reads what the forward pass has found. There is a second
 # way, closer to Vim: run a filter of its own from the end to the beginning, on the same measurements, and combine the
@@ -764,10 +776,10 @@ assert by_smoother.argmax() == 30
 #
 # $$h[t] = G\,h[t+1] - G\,B\,u[t] - G\,w[t] \qquad\text{with}\qquad G = A^{-1} \tag{1.12}$$
 #
-# That is the G of (1.4c), not the gain of (1.10). For the robot, it says: a second ago the position was smaller by the
-# speed. The output map of the backward direction is the same sensor, so $I = C$. And how to combine? Forward has
-# seen y[0] to y[t], backward has seen y[t+1] to y[L-1]: two independent opinions on $h[t]$. That is section 4:
-# precisions add, and means are averaged with the precisions as weights.
+# That is the G of (1.4c). For the robot, it says: a second ago the position was smaller by the speed. The output map of
+# the backward direction is the same sensor, so $I = C$. And how to combine? Forward has seen y[0] to y[t], backward has
+# seen y[t+1] to y[L-1]. Given $h[t]$, these two have nothing to do with each other: two independent opinions. That is
+# section 4: precisions add, and means are averaged with the precisions as weights. Now both are matrices.
 
 # %%
 G = torch.linalg.inv(A)
@@ -818,9 +830,8 @@ def squared_errors(seed):
 
 
 rms = torch.stack([squared_errors(seed) for seed in range(100)]).mean(0).sqrt()
-print(
-    "position (m):", [f"{value:.1f}" for value in rms[:, 0]], " speed (m/s):", [f"{value:.1f}" for value in rms[:, 1]]
-)
+for unit, values in (("m", rms[:, 0]), ("m/s", rms[:, 1])):
+    print(f"measured, filter, smoother in {unit}:", [f"{value:.1f}" for value in values])
 assert rms[1, 0] < rms[0, 0] / 1.5 and rms[2, 0] < rms[1, 0] / 1.5
 assert rms[1, 1] < rms[0, 1] / 5 and rms[2, 1] < rms[1, 1] / 1.5
 
@@ -839,8 +850,8 @@ print(f"the smoother's error of the position is {rms[2, 0] / rms[0, 0]:.1f} of t
 # the gain is far larger: a difference of two bad measurements is worse than either of them.
 #
 # The filter cannot be beaten, by the way. It *computes* the mean of the state given the measurements, and no other
-# estimate has a smaller mean squared error. That holds if the model is right and the noises are Gaussian. It is the
-# model that is usually wrong.
+# estimate from the same measurements has a smaller mean squared error. That holds if the model is right and the noises
+# are Gaussian. It is the model that is usually wrong.
 #
 # ## 10. When the model changes with time
 #
@@ -878,19 +889,20 @@ assert deviations[0] > 3 * deviations[1]
 # blind. At the first measurement after the tunnel it closes again. The orange band is widest in the middle of the
 # tunnel: the smoother knows both of its ends.
 #
-# **The door to Mamba.** A gain of 0 means: keep the state, ignore the input. Here, *time* decides where that happens;
-# it is written in the model before the data arrives. In Mamba, $\bar A[t]$, $\bar B[t]$ and $C[t]$ change with time as
-# well, but it is the input itself that decides: the model looks at a token, and chooses how much of the state to keep
-# and how much of the token to take. That is selection. Chapter 05 goes through this door. Until then the matrices stay
-# constant, which allows what chapter 03 is about.
-#
+# **The door to Mamba.** A gain of 0 means: let the state run by itself, ignore the measurement. Here, *time* decides
+# where that happens; it is written in the model before the data arrives. In Mamba, $\bar A[t]$, $\bar B[t]$ and $C[t]$
+# change with time as well, but it is the input itself that decides: the model looks at a token, and chooses how much of
+# the state to keep and how much of the token to take. That is selection. Chapter 05 goes through this door. Until then
+# the matrices stay constant, which allows what chapter 03 is about.
+
+# %% [markdown]
 # ### Exercise 01.6 · A tunnel
 #
 # **Goal.** A filter for measurements with gaps. **Difficulty.** build. **Minutes.** 12
 #
-# `y` is a list of L entries: a float, or None where nothing was measured. `A` (N, N), `C` (1, N), `Q` (N, N), `R` (1,
-# 1); `mean` (N,) and `covariance` (N, N) describe h[0] before y[0] is seen. There is no input. Return the means of h[t]
-# given what was measured up to t, a tensor (L, N).
+# `y` is a list of L entries: a float, or None where nothing was measured. The model has one output: `A` (N, N), `C` (1,
+# N), `Q` (N, N), `R` (1, 1); `mean` (N,) and `covariance` (N, N) describe h[0] before y[0] is seen. There is no input.
+# Return the means of h[t] given what was measured up to t, a tensor (L, N).
 #
 # <details><summary>Hint</summary>
 #
@@ -1021,8 +1033,8 @@ check("01.7", unseen_directions)
 # $$\log p(y[0], \dots, y[L-1]) = \sum_t \log N\big(s[t];\, 0,\, S[t]\big) \tag{1.14}$$
 #
 # A model that is too sure is punished by large surprises. A model that is too modest is punished by a wide $S$, whose
-# density is low everywhere. Take the one measurement of section 4: $N(10, 4)$ and $R = 2$ predict $N(10,
-# 6)$, and 13 came.
+# density is low everywhere. Take the one measurement of section 4: from $N(10, 4)$ and $R = 2$
+# follows the prediction $N(10, 6)$, and 13 came.
 
 # %%
 one = torch.ones(1, 1)
@@ -1035,7 +1047,8 @@ assert math.isclose(by_package, by_formula, rel_tol=1e-12)
 # %% [markdown]
 # The log-likelihood is differentiable: `kalman_filter` is ordinary PyTorch. So the matrices of a state-space model can
 # be learned by gradient descent, and that is what S4 and Mamba do with theirs, with another loss.
-#
+
+# %% [markdown]
 # ### Exercise 01.8 · How much does it slip?
 #
 # **Goal.** Choose Q by the likelihood. **Difficulty.** investigate. **Minutes.** 10
@@ -1056,12 +1069,9 @@ assert math.isclose(by_package, by_formula, rel_tol=1e-12)
 # %%
 def likeliest_level(parts, unit, levels, u, y):
     """The level with the largest log-likelihood, a float out of `levels`."""
-
     # BEGIN SOLUTION
-    def log_likelihood(level):
-        return kalman_filter(LinearGaussian(**parts, Q=level * unit), u, y).log_likelihood.item()
-
-    return max(levels, key=log_likelihood)
+    filtered = {level: kalman_filter(LinearGaussian(**parts, Q=level * unit), u, y) for level in levels}
+    return max(levels, key=lambda level: filtered[level].log_likelihood.item())
     # END SOLUTION
 
 
