@@ -94,7 +94,7 @@ WRONG = {
         (lambda name, N: eigenvalues(name, N, size=N / 2), "all states, not N/2"),
         (lambda name, N: eigenvalues("lin", N), "the other name"),
         (lambda name, N: eigenvalues(name, N) + 1, r"real part is \+1/2"),
-        (lambda name, N: eigenvalues(name, N).imag, "must have complex|complex numbers"),
+        (lambda name, N: eigenvalues(name, N).conj(), "these are the conjugates"),
     ],
     "04.7": [
         (lambda image, vertical, horizontal: fft_convolution(image, horizontal), "only the rows"),
