@@ -5,7 +5,7 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from string import Template
 
@@ -97,7 +97,7 @@ def draw_frame(draw: Callable, value: object) -> bytes:
     return small.getvalue()
 
 
-def flipbook(draw: Callable, values: Sequence, name: str) -> Flipbook:
+def flipbook(draw: Callable, values: Iterable, name: str) -> Flipbook:
     """A picture with a slider and a play button, one frame for each of `values`.
 
     `draw(figure, value)` draws one frame into an empty matplotlib Figure of 480 x 260 pixels. `name` says in words what
