@@ -596,10 +596,15 @@ assert final[0.02] < final[0.2] < final[2.0] < 1
 #
 # $$m[t] = (I - K[t]\,C)\,A\; m[t-1] + K[t]\; y[t] \tag{1.9}$$
 #
-# Compare it with the equation of chapter 00, $h[t] = \bar A[t]\,h[t-1] + \bar B[t]\,u[t]$. The state is the estimate,
-# the input is the measurement, $\bar A = (I - K C) A$ and $\bar B = K$. One number rules both: where $K$ is large, the
-# old estimate is dropped and the measurement taken in; where $K$ is small, the old one is kept. The gain is a **gate**,
-# as $\Delta$ is in Mamba. One difference remains: $K[t]$ is fixed before any measurement has come.
+# Compare it with (0.2) of chapter 00, $h[t] = e^{\Delta[t] A}\,h[t-1] + \Delta[t] B[t]\,u[t]$. Let $\bar A$ be whatever
+# multiplies the old state, and $\bar B$ whatever multiplies the input. Then both read
+#
+# $$h[t] = \bar A[t]\,h[t-1] + \bar B[t]\,u[t]$$
+#
+# In the filter the state is the estimate, the input is the measurement, $\bar A = (I - K C) A$ and $\bar B = K$. One
+# quantity rules both: where $K$ is large, the old estimate is dropped and the measurement taken in; where $K$ is small,
+# the old one is kept. The gain is a **gate**, as $\Delta$ is in Mamba. One difference remains: $K[t]$ is fixed before
+# any measurement has come.
 #
 # When the gain has settled, $\bar A$ and $\bar B$ are constant. We check that with the package's `recurrence`, which
 # runs $h[t] = \bar A h[t-1] + \bar B u[t]$, $y[t] = C h[t]$ from zero: started with the settled covariance, it must
@@ -806,7 +811,7 @@ assert torch.allclose(combined, smooth_mean, atol=1e-4)  # not closer, because 1
 # | its matrices | follow from the forward ones: $G = A^{-1}$, $I = C$ | are learned, not tied to the others |
 # | how they are combined | by precision: the surer one counts more | averaged with equal weights |
 # | the matrices change | with time, if the model says so | with the tokens: they are computed from them |
-# | what for | the exact posterior of a known model | whatever lowers the loss |
+# | what for | all that can be known, if the model is right | whatever lowers the loss |
 #
 # So Vim is no smoother: nothing in it is a probability. But the reason for two directions is the same. If the whole
 # sequence is there, it is a waste to look at half of it.
