@@ -32,7 +32,7 @@ from minivim import lti
 from minivim.discretize import discretize
 from minivim.exercises import check
 from minivim.hippo import legs
-from minivim.s4_lssl import LSSL
+from minivim.s4 import LSSL
 from minivim.viz import flipbook
 
 plt.rcParams["figure.dpi"] = 75
@@ -46,7 +46,7 @@ torch.set_default_dtype(torch.float64)
 # %% [markdown]
 # ## 1. A system that fits into the head
 #
-# Chapter 02 ended with a discrete state-space model:
+# Chapter 02 turned a continuous model into a discrete one. Its (2.2) is our starting point:
 #
 # $$h[t] = \bar A\, h[t-1] + \bar B\, u[t] \qquad\quad y[t] = C\, h[t] + D\, u[t] \qquad\quad h[-1] = 0 \tag{3.1}$$
 #
@@ -577,7 +577,7 @@ assert laws(run_blur) == (True, True, False)
 
 # %%
 t = torch.arange(8)
-waves = torch.exp(-2j * math.pi * t[:, None] * t[None, :] / 8)  # row f is the wave of frequency f
+waves = torch.exp(-2j * math.pi * t[:, None] * t[None, :] / 8)  # row f: the wave f, running backwards
 u = torch.tensor([0.0, 0, 0, 0, 0, 0, 8, 0])
 assert torch.allclose(waves @ u.to(waves.dtype), torch.fft.fft(u), atol=1e-12)
 print("multiplications of the matrix product:", waves.numel(), " of an FFT: about", 8 // 2 * 3)
@@ -1083,15 +1083,18 @@ print("steps:", len(u), " marked:", marked.sum().item())
 
 # %%
 windows = nn.functional.pad(u, (39, 0)).unfold(0, 40, 1)  # (4000, 40): row t holds the 40 inputs up to step t
-best = windows @ torch.linalg.lstsq(windows, wanted[:, None]).solution[:, 0]
-error = ((best - wanted).square().mean() / wanted.square().mean()).item()
+flipped_kernel = torch.linalg.lstsq(windows, wanted[:, None]).solution[:, 0]
+error = ((windows @ flipped_kernel - wanted).square().mean() / wanted.square().mean()).item()
 print("the best kernel leaves more than a third of the variance unexplained:", error > 1 / 3)
-assert error > 1 / 3
+fades = torch.allclose(flipped_kernel.flip(0), 0.8 ** torch.arange(40), atol=0.1)  # 4,000 steps are a small sample
+print("it is about 0.8^k:", fades)
+assert error > 1 / 3 and fades
 
 # %% [markdown]
-# The best kernel fails. And look at the loop that made the wanted outputs: it is a state-space model with a *single*
-# number as its state, and it is always right. The difference is that its factor depends on the token. It is 0 at a
-# mark, else 1. So let the factors change from step to step. Then (3.1) becomes
+# The best kernel fails. It weighs an input of age k by about $0.8^k$: that is the probability that no newer mark has
+# come since. It can only bet. And look at the loop that made the wanted outputs: it is a state-space model with a
+# *single* number as its state, and it is always right. The difference is that its factor depends on the token. It is 0
+# at a mark, else 1. So let the factors change from step to step. Then (3.1) becomes
 #
 # $$h[t] = \bar A[t]\, h[t-1] + \bar B[t]\, u[t] \qquad\quad y[t] = C[t]\, h[t] \tag{3.9}$$
 #
@@ -1140,14 +1143,14 @@ def changing_matrix(a, b, c):
 check("03.8", changing_matrix)
 
 # %% [markdown]
-# **What you built, and where it lives.**
+# ## What you built, and where it lives
 #
-# | here | in the package |
+# | what | where |
 # |---|---|
-# | `kernel_by_powers`, exercise 03.2 | `minivim.lti.kernel`; control's convention: `minivim.lti.impulse_response` |
-# | the loop of section 1 | `minivim.lti.recurrence` |
-# | `by_fft`, exercise 03.6 | `minivim.lti.fft_convolution` |
-# | the layer | `minivim.s4_lssl.LSSL` |
+# | the recurrence, and the kernel $K[k] = C \bar A^k \bar B$ | `minivim/lti.py`: `recurrence`, `kernel` |
+# | the answer to an impulse in control's convention | `minivim/lti.py`: `impulse_response` |
+# | the causal convolution by FFT | `minivim/lti.py`: `fft_convolution` |
+# | the layer | `minivim/s4_lssl.py`: `LSSL`; import it from `minivim.s4` |
 #
 # The kernel of an LSSL is made from dense matrices: every doubling is a product of (N, N) matrices for each channel.
 # For hundreds of channels and thousands of steps that is too slow. Chapter 04 finds matrices that make it fast, and
