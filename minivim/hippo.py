@@ -143,7 +143,7 @@ def dplr(N: int) -> DPLR:
 
     A + P P^T with P[n] = sqrt(n + 1/2) is -1/2 on the diagonal and skew-symmetric beside it: it is normal, so a
     unitary V makes it diagonal, and every Lambda has real part -1/2. Lambda comes in conjugate pairs, and -1/2 alone
-    when N is odd. S4, arXiv 2111.00396, Theorem 1 and Appendix C.1; S4D, arXiv 2206.11893, Eq. 5.
+    when N is odd. S4, arXiv 2111.00396, Theorem 1 and Appendix C.1; S4D, arXiv 2206.11893, section 4.
     """
     A, B = legs(N)
     P = B / math.sqrt(2)

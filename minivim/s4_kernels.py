@@ -2,8 +2,8 @@
 
 All are K[k] = C A_bar^k B_bar for k = 0 .. L - 1, computed without forming powers of a dense matrix L times:
 
-    diagonal    K[k] = sum over n of C_n B_bar_n A_bar_n^k                                  (arXiv 2206.11893, Eq. 6)
-    DPLR        K from its generating function at the L-th roots of unity                   (arXiv 2111.00396, Alg. 1)
+    diagonal    K[k] = sum over n of C_n B_bar_n A_bar_n^k                                 (arXiv 2206.11893, section 3)
+    DPLR        K from its generating function at the L-th roots of unity                  (arXiv 2111.00396, Alg. 1)
 
 A real system has complex eigenvalues in conjugate pairs. One of each pair is kept; both together give twice the real
 part of one. So N real states are N/2 complex numbers.
@@ -94,7 +94,7 @@ def dplr_kernel(
     where c_B is short for sum over n of C_truncated_n B_n / (points - (1 + z) Lambda_n), c_P and p_B, p_P likewise
     with P and its conjugate (Woodbury), and points = 2 (1 - z) / delta. Nothing here divides by 1 + z, so z = -1 is a
     point like any other. The sum over k is a discrete Fourier transform; its inverse is K.
-    S4, arXiv 2111.00396, section 3.2, Lemma C.3 and Algorithm 1.
+    S4, arXiv 2111.00396, section 3.2, Algorithm 1 and Appendix C.3.
     """
     z = torch.exp(-2j * math.pi / L * torch.arange(L // 2 + 1, dtype=delta.dtype, device=delta.device))
     plus = (1 + z)[:, None]
