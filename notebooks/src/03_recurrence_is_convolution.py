@@ -46,7 +46,7 @@ torch.set_default_dtype(torch.float64)
 # %% [markdown]
 # ## 1. A system that fits into the head
 #
-# Chapter 02 turned a continuous model into a discrete one. Its (2.2) is our starting point:
+# Chapter 02 turned a continuous model into a discrete one. Its (2.2), with the output beside it, is where we start:
 #
 # $$h[t] = \bar A\, h[t-1] + \bar B\, u[t] \qquad\quad y[t] = C\, h[t] + D\, u[t] \qquad\quad h[-1] = 0 \tag{3.1}$$
 #
