@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 import minivim
 from minivim.augment import normalise, random_affine
 from minivim.data import load_data
+from minivim.exercises import check
 from minivim.train import compute_gradients, decay_groups, epoch_batches, learning_rate
 
 plt.rcParams["figure.dpi"] = 75
@@ -347,13 +348,49 @@ assert ssm.A_log.shape == (E, N) and ssm.D.shape == (E,) and ssm.dt_proj.weight.
 # %% [markdown]
 # ## 7. How exercises work
 #
-# From chapter 01 on, a chapter will hold exercises. An exercise is a function whose body says
-# `raise NotImplementedError("your turn")`. You replace that line. The cell below it calls a checker, which tells you
-# whether your function is right and, if not, what differs. A checker never stops the notebook: *Run All* works while
-# exercises are open. `notebooks/solutions/` will hold the same chapters with the exercises solved.
+# The chapters hold exercises, at least five each from 01 to 04. An exercise is a function whose body says
+# `raise NotImplementedError("your turn")`. You replace that line, run the cell, and run the cell below it. That one
+# calls a checker, which tries your function on several inputs and prints one of three things:
 #
-# The chapters with exercises are still to come. Until then, chapter 08 ends with questions to try.
+# - `[todo]`: the line still stands there.
+# - `[fix]`: something is wrong. It says what: the first number that differs, yours and the expected one, and, if it
+#   recognises the mistake, the likely cause.
+# - `[ok]`: solved.
 #
+# A checker never stops the notebook: *Run All* works while exercises are open. Nothing later in a chapter depends on
+# an exercise, so you may leave any of them out. Each one says how hard it is: **recall** (you have just read it),
+# **derive** (a line of mathematics on paper), **build** (a function of a few lines), **investigate** (find something
+# out). `notebooks/solutions/` holds the same chapters solved. Here is one to try it on.
+#
+# ### Exercise 00.1 · One step of the state
+#
+# **Goal.** Turn equation (0.2) into code. **Difficulty.** recall. **Minutes.** 3
+#
+# A channel has a state `h` of N numbers, and a state matrix that is diagonal: `A` holds its N diagonal numbers. One
+# token arrives, with the step size `delta`, the input `u` (both are numbers) and the input map `B`. Return the new
+# state. Before you solve it, run both cells as they are. Then return something wrong, such as `A * h`, and read what
+# the checker says.
+#
+# <details><summary>Hint</summary>
+#
+# All N numbers can be treated at once: `torch.exp` and `*` work number by number. Which two of the five arguments
+# does the step size multiply?
+#
+# </details>
+
+
+# %%
+def one_step(h, delta, A, B, u):
+    """The state after one token: h, A and B have shape (N,), delta and u are numbers; returns shape (N,)."""
+    # BEGIN SOLUTION
+    return torch.exp(delta * A) * h + delta * B * u
+    # END SOLUTION
+
+
+# %%
+check("00.1", one_step)
+
+# %% [markdown]
 # ## 8. The map
 #
 # One line of thought runs through the course: the state equation; how it is made discrete; that it is a convolution;
@@ -362,10 +399,10 @@ assert ssm.A_log.shape == (E, N) and ssm.D.shape == (E,) and ssm.dt_proj.weight.
 # | | chapter | what you build | |
 # |---|---|---|---|
 # | 00 | Start here | a trained digit reader | you are here |
-# | 01 | State-space models | simulator, Kalman filter, smoother | to come |
-# | 02 | From continuous to discrete | Euler, bilinear, zero-order hold | to come |
-# | 03 | Recurrence is convolution | one model, run in two ways | to come |
-# | 04 | Long memory: HiPPO, S4, DSS, S4D | a state that remembers a whole signal | to come |
+# | 01 | [State-space models](01_state_space_models.ipynb) | simulator, Kalman filter, smoother | ready |
+# | 02 | [From continuous to discrete](02_discretization.ipynb) | Euler, bilinear, zero-order hold | ready |
+# | 03 | [Recurrence is convolution](03_recurrence_is_convolution.ipynb) | one model, run in two ways | ready |
+# | 04 | [Long memory: HiPPO, S4, DSS, S4D](04_long_memory.ipynb) | a state that remembers a whole signal | ready |
 # | 05 | Selection: Mamba | the selective scan and its block | to come |
 # | 06 | Scans | parallel scans, and the backward pass by hand | to come |
 # | 07 | Kernels | the scan, fast, on CPU and GPU | to come |
