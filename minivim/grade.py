@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from minivim.exercises.judging import Verdict
 from minivim.grade_run import Limits, Outcome, clean, run_submission
 
 LARGEST_NOTEBOOK = 2**26  # bytes
+LONGEST_TEXT = 2**21  # letters in all cells together; a chapter has 40,000
 CHECK_CALL = re.compile(r"""\bcheck\(\s*["'](\d\d)\.\d+["']""")
 TITLE = re.compile(r"^#\s+(\d\d)\s+·", re.MULTILINE)
 MOST_RAISED = 10  # cells that raised, in the note
@@ -75,7 +75,7 @@ def find_submissions(paths: Sequence[str]) -> list[tuple[str, Path]]:
 
 def read_submission(name: str, path: Path) -> Submission:
     """Read a file; whatever is wrong with it is said in `problem`."""
-    name = clean(name, 200)
+    name = " ".join(clean(name, 200).split())
     try:
         if not path.is_file():
             raise ValueError("it is no file")
@@ -85,6 +85,10 @@ def read_submission(name: str, path: Path) -> Submission:
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "it cannot be read as JSON"
         return Submission(name, problem=f"no notebook: {reason}")
+    if sum(len(text) for _, text in cells) > LONGEST_TEXT:
+        return Submission(
+            name, problem=f"no notebook of this course: its cells hold more than {LONGEST_TEXT:,} letters"
+        )
     chapter = chapter_of(cells)
     if not exercises_of(chapter):
         return Submission(name, problem="no notebook with exercises of this course: no check(...) and no title says so")
@@ -167,8 +171,8 @@ def points_text(report: Report) -> str:
 
 
 def shorten(note: str) -> str:
-    """The note, cut off at a word."""
-    return textwrap.shorten(note, NOTE_WIDTH, placeholder=" ...")
+    """The note, cut off."""
+    return note if len(note) <= NOTE_WIDTH else note[: NOTE_WIDTH - 4] + " ..."
 
 
 def align(rows: list[list[str]]) -> str:

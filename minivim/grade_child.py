@@ -50,6 +50,11 @@ def plain_python(source: str) -> str:
         return MAGIC.sub(r"\1pass", source)
 
 
+def named(error: BaseException) -> str:
+    """An exception's name and message in one line."""
+    return f"{type(error).__name__}: {shorten(error)}".removesuffix(": ")
+
+
 class Announcer:
     """Stands in for `minivim.exercises.check`: says that a check is due, and lends the function to the checker."""
 
@@ -81,7 +86,7 @@ class Announcer:
         except (TypeError, ValueError) as error:
             self.wire.send("wrong", text=f"your function returned {shorten(error)}")
         except BaseException as error:
-            self.wire.send("wrong", text=f"your function raised {type(error).__name__}: {shorten(error)}")
+            self.wire.send("wrong", text=f"your function raised {named(error)}")
 
 
 def run_cells(cells: list[str], wire: Wire) -> None:
@@ -96,7 +101,7 @@ def run_cells(cells: list[str], wire: Wire) -> None:
             linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
             exec(compile(code, name, "exec"), module.__dict__)
         except BaseException as error:
-            wire.send("raised", text=f"{type(error).__name__}: {shorten(error)}".removesuffix(": "))
+            wire.send("raised", text=named(error))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from minivim.exercises.checking import Todo, Wrong, find_exercise
 
 YOUR_TURN = "your turn"  # what the open exercise says: raise NotImplementedError("your turn")
 MOST_PRINTED = 2000  # characters kept of what an answer prints
+MOST_SAID = 2000  # characters of a message
 MOST_SHOWN = 300  # characters of a foreign error message that are passed on
 
 
@@ -80,7 +81,7 @@ def judge(number: str, answer: object) -> Verdict:
     except BaseException as error:  # the checker stumbled over what the answer gave it
         reason = f"{type(error).__name__}: {shorten(error)}"
         status, message = "fix", f"the checker cannot work with what your function returned ({reason})"
-    return Verdict(str(number), title, status, message, guarded.sink.text.rstrip())
+    return Verdict(str(number), title, status, message[:MOST_SAID], guarded.sink.text.rstrip())
 
 
 class Guarded:
