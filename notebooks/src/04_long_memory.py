@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm.auto import tqdm
 
 from minivim import lti
 from minivim.augment import normalise
@@ -237,11 +238,11 @@ def remember_by_loop(u, N):
     return torch.stack(states)
 
 
-print(
-    "running means of 8, 0, 4:",
-    [round(mean) for mean in remember_by_loop(torch.tensor([8.0, 0.0, 4.0]), 1)[:, 0].tolist()],
-)
-print("the line through 2, 6:", [f"{number:.3g}" for number in remember_by_loop(torch.tensor([2.0, 6.0]), 2)[-1]])
+# %%
+means = remember_by_loop(torch.tensor([8.0, 0.0, 4.0]), 1)[:, 0]
+line = remember_by_loop(torch.tensor([2.0, 6.0]), 2)[-1]
+print("running means of 8, 0, 4:", [round(mean) for mean in means.tolist()])
+print("section 1, the line for 2 and then 6:", [f"{number:.3g}" for number in line])
 noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
 assert torch.allclose(remember_by_loop(noise, 8), remember(noise, 8), atol=1e-10)  # the package's, float64
 
@@ -249,16 +250,16 @@ assert torch.allclose(remember_by_loop(noise, 8), remember(noise, 8), atol=1e-10
 # ## 4. A thousand in sixty-four
 #
 # Now the picture that this chapter is for. The signal has 1,000 samples. At each step the state, 64 numbers, is all
-# that is kept. At fifteen moments we stop and draw the past from the state alone, by (4.2).
+# that is kept. At twelve moments we stop and draw the past from the state alone, by (4.2).
 
 # %%
 time = torch.linspace(0, 1, 1000)
 signal = torch.sin(2 * math.pi * (3 * time + 6 * time**2)) * (0.4 + time) + 0.5 * torch.sign(torch.sin(11 * time))
 states = remember(signal, 64)
-shares = ((torch.arange(1000) + 0.5) / 1000).expand(1, -1)
 print("samples:", len(signal), " numbers in each state:", states.shape[1])
 
 
+# %%
 def recall(steps):
     """The past of the first `steps` samples, drawn from the state at that time."""
     return reconstruct(states[steps - 1], (torch.arange(steps) + 0.5) / steps)
@@ -278,23 +279,23 @@ def draw_memory(figure, steps):
     past, state = figure.subplots(2, 1, height_ratios=[2, 1])
     past.plot(signal[:steps], color="black", linewidth=2.5, alpha=0.35, label="signal")
     past.plot(recall(steps), color="tab:red", linewidth=1, label="drawn from the state")
-    past.set(
-        xlim=(0, 1000), ylim=(-2.6, 2.6), title=f"after {steps} samples: error {error(steps):.0%}", xlabel="sample"
-    )
+    past.set(xlim=(0, 1000), ylim=(-2.6, 2.6), xlabel="sample", ylabel="signal")
+    past.set_title(f"after {steps} samples: error {error(steps):.0%}")
     past.legend(loc="upper left", fontsize=7)
     state.bar(range(64), states[steps - 1], color="tab:blue")
     state.set(ylim=(-1.1, 1.1), ylabel="$h_n$", xlabel="n: the 64 numbers of the state")
 
 
-moments = [20, 50, 100, 150, 200, 280, 360, 440, 520, 600, 680, 760, 840, 920, 1000]
+# %%
+moments = [20, 60, 120, 180, 250, 340, 440, 550, 660, 770, 880, 1000]
 print("frames:", len(moments), " largest error among them below 20 %:", max(map(error, moments)) < 0.2)
 flipbook(draw_memory, moments, "A state of 64 numbers draws a past of up to a thousand samples")
 
 # %% [markdown]
 # **What to see.** Press *play*. Grey: what really happened. Red: what the state believes. It holds the whole past at
-# every moment, from the first sample to the last. Smooth parts are exact. The red line fails in one place, at the jumps
-# of the signal: no polynomial of degree 63 can jump. And as the past grows, the same 64 numbers must serve more of it.
-# Below: with more ups and downs to remember, later numbers are needed.
+# every moment, from the first sample to the last. Smooth parts are all but exact. The red line fails at one kind of
+# place, the jumps of the signal: no polynomial of degree 63 can jump. And as the past grows, the same 64 numbers must
+# serve more of it. Below: with more ups and downs to remember, later numbers are needed.
 #
 # **No step size.** Play the signal at half the speed, each sample twice. The state at the end is the same, because only
 # the *share* of time counts. Most models of sequences cannot do this.
@@ -328,6 +329,7 @@ def left_to_guess(M):
     return (S - seen.T @ torch.linalg.solve(covariance, seen)).diagonal().clamp(min=0).sqrt()
 
 
+# %%
 print(
     "all inputs kept:", left_to_guess(torch.eye(L)).max().item() < 0.01, " only the last one kept: the first is unknown"
 )
@@ -350,6 +352,7 @@ def trace(A_bar, B_bar):
     return lti.kernel(A_bar, B_bar, identity, L)[:, :, 0].flip(0).T  # the impulse of age k leaves A_bar^k B_bar
 
 
+# %%
 generator = torch.Generator().manual_seed(0)
 A_random = torch.randn(N, N, generator=generator)
 A_random *= 0.99 / torch.linalg.eigvals(A_random).abs().max()
@@ -360,6 +363,8 @@ memories = {
     "LegT, window of 200": trace(*discretize(A, B[:, None], 1 / 200, "zoh")),
     "random": trace(A_random, B_random),
 }
+
+# %%
 unknown = {name: left_to_guess(M) for name, M in memories.items()}
 for name, deviation in unknown.items():
     young, old = deviation[-200:].mean(), deviation[:-200].mean()
@@ -462,11 +467,12 @@ assert torch.allclose(naive, lti.kernel(A_bar, B_bar, C[None], L)[:, 0, 0])
 # $$\hat K(z) = \sum_{k=0}^{L-1} K[k]\, z^k = C \Bigl( \sum_{k=0}^{L-1} (\bar A z)^k \Bigr) \bar B
 # = C\,\bigl(I - \bar A^L z^L\bigr)\,\bigl(I - \bar A z\bigr)^{-1} \bar B \tag{4.5}$$
 #
-# *S4, Lemma C.2.* It is the geometric sum: $1 + q + \dots + q^{L-1} = (1 - q^L)/(1-q)$, with a matrix in the place of
-# q. All powers but one have become one inverse. And the one that is left does not depend on $z$, if we choose $z$ well.
-# Take the L-th **roots of unity**, $z_j = e^{-2\pi i j/L}$, the L complex numbers whose L-th power is 1. Then
-# $\tilde C = C\,(I - \bar A^L)$ is the same for all of them and is computed once. And $\hat K(z_j) = \sum_k K[k]\,
-# e^{-2\pi i jk/L}$ is, letter by letter, the discrete Fourier transform of $K$ (chapter 03). Its inverse gives $K$.
+# *S4, section 3.2 and Appendix C.3.* It is the geometric sum: $1 + q + \dots + q^{L-1} = (1 - q^L)/(1-q)$, with a
+# matrix in the place of q. All powers but one have become one inverse. And the one that is left does not depend on $z$,
+# if we choose $z$ well. Take the L-th **roots of unity**, $z_j = e^{-2\pi i j/L}$, the L complex numbers whose L-th
+# power is 1. Then $\tilde C = C\,(I - \bar A^L)$ is the same for all of them and is computed once. And $\hat K(z_j) =
+# \sum_k K[k]\, e^{-2\pi i jk/L}$ is, letter by letter, the discrete Fourier transform of $K$ (chapter 03). Its inverse
+# gives $K$.
 
 # %%
 z = torch.exp(-2j * math.pi / L * torch.arange(L))
@@ -521,7 +527,7 @@ check("04.3", generating_function)
 #
 # $$(I - \bar A z)^{-1} \bar B = 2\, \Bigl( \tfrac{2(1 - z)}{\Delta}\, I - (1 + z)\, A \Bigr)^{-1} B \tag{4.6}$$
 #
-# *S4, Lemma C.3; the paper divides by $1 + z$, which fails at $z = -1$.* In two lines: $(I - \bar A z)^{-1} \bar B$
+# *S4, Appendix C.3; the paper divides by $1 + z$, which fails at $z = -1$.* In two lines: $(I - \bar A z)^{-1} \bar B$
 # does not change if both factors are multiplied by $I - \tfrac\Delta2 A$. That gives $\bigl((I - \tfrac\Delta2 A) - z
 # (I + \tfrac\Delta2 A)\bigr)^{-1} \Delta B$. Sort by $I$ and $A$, and divide by $\Delta/2$.
 #
@@ -541,9 +547,9 @@ print("with the continuous A, the same at all", L, "roots:", torch.allclose(cont
 assert torch.allclose(continuous, generating, atol=1e-12)
 
 # %% [markdown]
-# **Can LegS be made diagonal?** Any matrix with different eigenvalues can: $A = V \Lambda V^{-1}$, and in the basis $V$
-# the state has a diagonal $A$. But look at $V$. The *condition number* of a matrix says by how much it can magnify an
-# error. The eigenvectors of LegS become almost parallel, and their condition number explodes.
+# **Can LegS be made diagonal?** Any matrix with N different eigenvalues can: $A = V \Lambda V^{-1}$, and in the basis
+# $V$ the state has a diagonal $A$. But look at $V$. The *condition number* of a matrix says by how much it can magnify
+# an error. The eigenvectors of LegS become almost parallel, and their condition number explodes.
 
 # %%
 sizes = [4, 8, 12, 16, 20]
@@ -558,15 +564,15 @@ assert conditions[0] < 1e3 and conditions[-1] > 1e12
 # But one small change makes LegS harmless. Add $\tfrac12\sqrt{(2n+1)(2k+1)}$ to every entry. Below the diagonal
 # $-\sqrt{\dots}$ becomes $-\tfrac12\sqrt{\dots}$, above it 0 becomes $+\tfrac12\sqrt{\dots}$, and the diagonal becomes
 # $-(n+1) + \tfrac12(2n+1) = -\tfrac12$. What was added is a matrix of **rank one**, $P P^\top$ with $P_n = \sqrt{n +
-# \tfrac12}$. The sum is $-\tfrac12 I$ plus a skew-symmetric matrix $X$, with $X^\top = -X$. Such a matrix is *normal*:
-# its eigenvectors are perpendicular, their condition number is 1, the best there is. Its eigenvalues are $-\tfrac12$
-# plus an imaginary number, and come in conjugate pairs. Here the complex numbers enter.
+# \tfrac12}$. The sum is $-\tfrac12 I$ plus a skew-symmetric matrix: its transpose is its negative. Such a sum is
+# *normal*: its eigenvectors are perpendicular, their condition number is 1, the best there is. Its eigenvalues are
+# $-\tfrac12$ plus an imaginary number, and come in conjugate pairs. Here the complex numbers enter.
 #
 # $$A = V \bigl( \Lambda - \tilde P \tilde P^* \bigr) V^* \qquad \tilde P = V^* P \qquad \operatorname{Re} \Lambda_n =
 # -\tfrac12 \tag{4.8}$$
 #
-# *S4, Theorem 1; S4D, arXiv 2206.11893, Eq. 5.* The star is the conjugate transpose. This is **DPLR**, diagonal plus
-# low rank, S4's form of HiPPO. We leave the tilde away from now on: $P$, $B$, $C$ are meant in the basis $V$.
+# *S4, Theorem 1; S4D, arXiv 2206.11893, section 4.* The star is the conjugate transpose. This is **DPLR**, diagonal
+# plus low rank, S4's form of HiPPO. We leave the tilde away from now on: $P$, $B$, $C$ are meant in the basis $V$.
 
 # %%
 A_16, B_16 = legs(16)
@@ -651,6 +657,7 @@ def kernel_s4(Lambda, P, B, C_tilde, delta, L):
     return torch.fft.ifft(2 * (cauchy(C_tilde, B) - (1 + z) * low_rank)).real
 
 
+# %%
 Lambda, P, B_V, V = dplr(N)
 fast = kernel_s4(Lambda, P, B_V, C_tilde @ V, delta, L)
 print("DPLR, Cauchy and Woodbury = naive kernel:", torch.allclose(fast, naive, atol=1e-12))
@@ -675,6 +682,7 @@ def run_by_steps(layer, u):
     return torch.stack(outputs, dim=1)
 
 
+# %%
 torch.manual_seed(0)
 layer, u = S4(H=4, N=64), torch.randn(1, 1024, 4)
 with torch.no_grad():
@@ -692,8 +700,8 @@ assert difference < 1e-10  # float64
 # | S4: inverse FFT | $\tfrac L2 \log_2 L \cdot 4$ | 20,000 |
 # | S4D: powers and one sum (section 8) | $2 \cdot L \cdot \tfrac N2 \cdot 4$ | 256,000 |
 #
-# Not in the table is $\tilde C = C\,(I - \bar A^L)$. S4's own code never computes it: it learns $\tilde C$ in place of
-# $C$, and the layer is tied to one L. Ours learns $C$ and computes $\bar A^L$ by squaring about $\log_2 L$ times, $N^3$
+# Not in the table is $\tilde C = C\,(I - \bar A^L)$. S4 avoids it in training: it learns $\tilde C$ in place of $C$,
+# which belongs to one L. Ours learns $C$ and computes $\bar A^L$ by squaring about $\log_2 L$ times, $N^3$
 # multiplications each. That costs more than all the rest, but L may change at any time. Know which one you have.
 
 # %%
@@ -726,7 +734,7 @@ assert counts["naive"][4] > 3 * counts["S4"][4] > 9 * counts["S4D"][4]
 # $$K[k] = \sum_n C_n\, \bar B_n\, \bar A_n^{\,k} \qquad \bar A_n = e^{\Delta \lambda_n} \qquad \bar B_n =
 # \frac{e^{\Delta\lambda_n} - 1}{\lambda_n}\, B_n \tag{4.11}$$
 #
-# *S4D, Eq. 6 and ZOH.* No generating function, no Cauchy, no Woodbury. The matrix of all powers $\bar A_n^k$, one row
+# *S4D, section 3.* No generating function, no Cauchy, no Woodbury. The matrix of all powers $\bar A_n^k$, one row
 # for each n, is called a **Vandermonde matrix**.
 #
 # **Half of the states.** The eigenvalues come in conjugate pairs, and for a real kernel the coefficients do, too. A
@@ -745,6 +753,7 @@ def kernel_s4d(Lambda, weights, delta, L):
     return 2 * ((weights * (torch.exp(x) - 1) / Lambda) @ torch.exp(x[:, None] * torch.arange(L))).real
 
 
+# %%
 two_lines = kernel_s4d(Lambda, weights, log_delta.exp(), 100)
 both = torch.diag(torch.cat((Lambda, Lambda.conj())))  # all sixteen, as a dense system
 A_bar, B_bar = discretize(both, torch.ones(16, 1, dtype=both.dtype), 0.05, "zoh")
@@ -812,8 +821,11 @@ check("04.5", s4d_kernel)
 #
 # The state of LegS is a projection: its numbers are coordinates, and $g_n$ draws the past from them. That was $A$ with
 # its rank-one part. Without it, the state is something else. How different? S4D's Theorem 3 says: compare $e^{\tau A}B$
-# of LegS with the diagonal system that has $\tfrac12 B$ as its input map. As N grows, they become equal. The half is no
-# accident: $B$ and $P$ are multiples of each other, and the low-rank part acts like half of the input.
+# of LegS with the diagonal system that has $\tfrac12 B$ as its input map. As N grows, the two approach each other.
+#
+# Where does the half come from? $P P^\top h = \tfrac12 B\,(B^\top h)$, and $B^\top h = \sum_n h_n\, g_n(1)$ is the red
+# curve of section 4 at $x = 1$: what the state itself believes the newest input to be. If it is right, the low-rank
+# part subtracts $\tfrac12 B u$. Leave it out, and $B u - \tfrac12 B u = \tfrac12 B u$ must remain.
 
 # %%
 times = torch.linspace(0, 3, 241)
@@ -840,20 +852,23 @@ for axis, exact, curves in zip(axes, (exact_impulse, exact_step), (impulse, held
 axes[0].set(xlabel=r"age $\tau$ of an impulse", ylabel="state 3", title="What an impulse leaves")
 axes[1].set(xlabel=r"time $\tau$ since the input became 1", ylabel="state 3", title="What a held input leaves")
 plt.show()
-print("the answers to a held input come closer with N:", losses[16] > losses[64] > losses[256])
+print("at age 0 LegS has", f"{exact_impulse[0]:.3g}", "and the diagonal part with N = 256 half of that:", end=" ")
+print(math.isclose(impulse[256][0], exact_impulse[0] / 2))
 
 # %% [markdown]
 # **What to see.** Left: the diagonal part ripples around LegS, wildly. With more states the ripples become faster, not
-# smaller. Right: a held input is a sum of many impulses, and in a sum fast ripples cancel. There the approach is plain.
-# Real inputs are smooth more often than not. So the diagonal part is enough, if N is large.
+# smaller, and at age 0 half of the value is missing. Right: a held input is a sum of many impulses, and in a sum fast
+# ripples cancel. There the approach is plain. Real inputs are smooth more often than not. So the diagonal part is
+# enough, if N is large. (That the two agree for a smooth input, and do not for an impulse, has been made precise: arXiv
+# 2310.01698.)
 #
 # **Four ways to start.** If the exact matrix does not matter, its eigenvalues may be replaced by simple formulas:
 #
 # | init | $\lambda_n$ | from |
 # |---|---|---|
 # | S4D-LegS | eigenvalues of the normal part of LegS | S4D, section 4 |
-# | S4D-Inv | $-\tfrac12 + i\,\tfrac N\pi \bigl( \tfrac{N}{2n+1} - 1 \bigr)$ | S4D, Eq. 8: follows LegS's spectrum |
-# | S4D-Lin | $-\tfrac12 + i \pi n$ | S4D, Eq. 9: a Fourier series |
+# | S4D-Inv | $-\tfrac12 + i\,\tfrac N\pi \bigl( \tfrac{N}{2n+1} - 1 \bigr)$ | S4D, section 4: the law of LegS's |
+# | S4D-Lin | $-\tfrac12 + i \pi n$ | S4D, section 4: a Fourier series |
 # | S4D-Real | $-(n+1)$ | the diagonal of LegS, without complex numbers; Mamba's choice |
 
 # %%
@@ -909,7 +924,7 @@ check("04.6", initial_eigenvalues)
 # **"Mamba uses HiPPO, and needs it." Neither is quite true.** Mamba starts from S4D-Real. Its $-1, -2, \dots, -N$ are
 # indeed the diagonal of LegS, and that is all they have in common. The entries below the diagonal are gone, and with
 # them the projection: no polynomial draws the past from Mamba's state. We can measure what this means with the method
-# of section 5. Four states of 32 numbers, each with $\Delta = 0.01$, so that they look back a few hundred steps.
+# of section 5. Five states of 32 numbers, each with $\Delta = 0.01$, so that they look back a few hundred steps.
 
 # %%
 L, N = 500, 32
@@ -942,9 +957,10 @@ print("states of 32 numbers compared:", len(unknown))
 #
 # So why did Mamba drop complex numbers? Because it does not need one state to remember everything. It can *choose* what
 # to put into the state, token by token (chapter 05), and it has thousands of channels, each with its own $\Delta$. Its
-# paper reports that for language complex numbers did not help, and for audio they did (arXiv 2312.00752, section 3.6
-# and ablations). Where the model must remember a signal as it was, complex states belong. Where it may pick, real ones
-# are enough, and every multiplication is a quarter of the work.
+# paper takes real numbers by default and found complex ones better on one of its tasks, raw audio (arXiv 2312.00752,
+# section 3.6). In its ablation, a random real start did as well as S4D-Real. As a rule: where a signal must be
+# remembered as it was, complex states belong. Where the model may pick, real ones are enough, and a product of real
+# numbers is a quarter of the work.
 #
 # ## 10. S4ND: images
 #
@@ -978,6 +994,8 @@ assert torch.linalg.matrix_rank(K) == 1  # an outer product
 data = load_data("digits")
 digits = F.pad(data.train_images[:10, 0].double() / 255, (2, 2, 2, 2))  # (10, 12, 12)
 picture = digits.view(2, 5, 12, 12).permute(0, 2, 1, 3).reshape(1, 24, 60, 1)
+
+# %%
 with torch.no_grad():
     convolved = blur(picture)
     state, by_rows = blur.initial_state(1, 60), []
@@ -993,25 +1011,30 @@ assert torch.allclose(convolved, torch.stack(by_rows, dim=1), atol=1e-12)
 # the mean. (Vim does the same with its two directions.) What is left when the blurred picture is taken off the picture
 # are the edges.
 
+
 # %%
-with torch.no_grad():
-    corners = [(), (1,), (2,), (1, 2)]  # which axes are flipped
-    smooth = sum(blur(picture.flip(axes)).flip(axes) for axes in corners) / 4
+@torch.no_grad()
+def from_all_corners(image):
+    """The mean of four walks over the image (B, H, W, C), one from each corner."""
+    corners = [(), (1,), (2,), (1, 2)]  # the axes to flip
+    return sum(blur(image.flip(axes)).flip(axes) for axes in corners) / 4
+
+
+smooth, turned = from_all_corners(picture), from_all_corners(picture.flip(1, 2)).flip(1, 2)
+print("upside down, the same blur upside down:", torch.allclose(smooth, turned, atol=1e-12))
+assert torch.allclose(smooth, turned, atol=1e-12)
+
+# %%
 images = {"picture": picture, "from one corner": convolved, "from four corners": smooth, "edges": picture - smooth}
 fig, axes = plt.subplots(2, 2, figsize=(8.4, 3.9), layout="constrained")
 for axis, (name, image) in zip(axes.flat, images.items(), strict=True):
     limit = image.abs().max()
-    axis.imshow(
-        image[0, :, :, 0],
-        cmap="RdBu" if name == "edges" else "gray_r",
-        vmin=-limit if name == "edges" else 0,
-        vmax=limit,
-    )
+    lowest, colours = (-limit, "RdBu") if name == "edges" else (0, "gray_r")
+    axis.imshow(image[0, :, :, 0], cmap=colours, vmin=lowest, vmax=limit)
     axis.set_title(name)
     axis.axis("off")
 plt.show()
-print("numbers that make this filter:", 2, " numbers in its kernel:", blur.kernel(24, 60).numel())
-assert torch.allclose(smooth.flip(1, 2), sum(blur(picture.flip(1, 2).flip(axes)).flip(axes) for axes in corners) / 4)
+print("decay rates that make this filter:", 2, " numbers in its kernel:", blur.kernel(24, 60).numel())
 
 # %% [markdown]
 # **What to see.** From one corner, everything is smeared to the right and downwards, like a shadow. From four corners
@@ -1056,7 +1079,7 @@ check("04.7", separable_filter)
 #
 # The model is the smallest that works. A linear map turns a pixel into 64 channels. Two blocks follow; each has a norm,
 # a state-space layer, which mixes the steps, and a linear map, which mixes the channels, around a residual connection.
-# The mean over the 64 steps goes into a linear classifier.
+# The mean over the 64 steps goes through one more norm into a linear classifier.
 
 # %%
 torch.set_default_dtype(torch.float32)
@@ -1085,6 +1108,7 @@ class Block(nn.Module):
         return u + self.mix(F.gelu(self.layer(self.norm(u))))
 
 
+# %%
 class PixelReader(nn.Module):
     """Pixels (B, L, 1) -> logits (B, 10)."""
 
@@ -1114,7 +1138,7 @@ def train(model, epochs=10, batch_size=64, peak=1e-2):
     steps = epochs * (len(train_pixels) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.15)
     losses = []
-    while len(losses) < steps:
+    for _ in tqdm(range(epochs), desc="epochs"):
         rows = torch.randperm(len(train_pixels))
         for batch in rows[: len(rows) // batch_size * batch_size].split(batch_size):
             loss = F.cross_entropy(model(train_pixels[batch]), data.train_labels[batch])
@@ -1184,6 +1208,7 @@ def read_pixel_by_pixel(model, pixels):
     return torch.stack(answers, dim=1)
 
 
+# %%
 step_by_step = {name: read_pixel_by_pixel(model, test_pixels[:50]) for name, model in models.items()}
 for name, answers in step_by_step.items():
     same = torch.allclose(answers[:, -1], logits[name][:50], atol=1e-3)  # float32
