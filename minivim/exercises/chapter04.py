@@ -14,14 +14,14 @@ from minivim.s4_kernels import diagonal_kernel, initial_system
 from minivim.s4_nd import fft_convolution_2d
 
 
-def generator(seed: int) -> torch.Generator:
+def _generator(seed: int) -> torch.Generator:
     """Random numbers that are the same for everybody."""
     return torch.Generator().manual_seed(seed)
 
 
-def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers."""
-    return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+    return torch.randn(*shape, generator=_generator(seed), dtype=dtype)
 
 
 @exercise("04.1", "Read the line")
@@ -72,9 +72,9 @@ def generating_function(answer: Callable) -> None:
     """Sum of C A_bar^k B_bar z^k for k below L, at any complex z."""
     for N, L, z, seed in [(1, 5, 0.5 + 0.0j, 0), (3, 8, complex(0, 1), 1), (4, 7, 0.6 - 0.7j, 2), (4, 16, -1 + 0j, 3)]:
         A, B, C = (
-            normal(N, N, seed=seed) / (2 * math.sqrt(N)),
-            normal(N, 1, seed=seed + 10),
-            normal(1, N, seed=seed + 20),
+            _normal(N, N, seed=seed) / (2 * math.sqrt(N)),
+            _normal(N, 1, seed=seed + 10),
+            _normal(1, N, seed=seed + 20),
         )
         K = kernel(A, B, C, L)[:, 0, 0].to(torch.complex128)
 
@@ -100,7 +100,7 @@ def generating_function(answer: Callable) -> None:
 def solve_rank_one(answer: Callable) -> None:
     """(diag(d) + p q^*)^-1 b."""
     for N, seed in [(1, 0), (3, 1), (8, 2)]:
-        d, p, q, b = normal(4, N, seed=seed, dtype=torch.complex128)
+        d, p, q, b = _normal(4, N, seed=seed, dtype=torch.complex128)
         d = d + 2
         expected = torch.linalg.solve(torch.diag(d) + torch.outer(p, q.conj()), b)
         product = (q.conj() * b / d).sum()
@@ -123,9 +123,9 @@ def solve_rank_one(answer: Callable) -> None:
 def s4d_kernel(answer: Callable) -> None:
     """2 Re of the sum over C B_bar A_bar^k, by ZOH."""
     for H, M, L, seed in [(1, 1, 4, 0), (3, 4, 9, 1), (2, 8, 16, 2)]:
-        Lambda = torch.complex(-0.2 - normal(H, M, seed=seed).abs(), 3 * normal(H, M, seed=seed + 10))
-        B, C = normal(2, H, M, seed=seed + 20, dtype=torch.complex128)
-        delta = 0.1 + normal(H, seed=seed + 30).abs()
+        Lambda = torch.complex(-0.2 - _normal(H, M, seed=seed).abs(), 3 * _normal(H, M, seed=seed + 10))
+        B, C = _normal(2, H, M, seed=seed + 20, dtype=torch.complex128)
+        delta = 0.1 + _normal(H, seed=seed + 30).abs()
         A_bar, factor = discretize_diagonal(Lambda, delta[:, None])
         expected = diagonal_kernel(A_bar, C * factor * B, L)
         by_bilinear, factor_of_bilinear = discretize_diagonal(Lambda, delta[:, None], "bilinear")
@@ -147,7 +147,7 @@ def s4d_kernel(answer: Callable) -> None:
         compare(answer(Lambda, B, C, delta, L), expected, "K", given=f"H = {H}, M = {M}, L = {L}", causes=causes)
 
 
-def inverse_law(N: int, n: Tensor) -> Tensor:
+def _inverse_law(N: int, n: Tensor) -> Tensor:
     """The imaginary parts of S4D-Inv."""
     return N / math.pi * (N / (2 * n + 1) - 1)
 
@@ -162,7 +162,7 @@ def initial_eigenvalues(answer: Callable) -> None:
         other = initial_system("inv" if name == "lin" else "lin", N)[0]
         causes = {
             "all N are here; of each conjugate pair one is kept, so N/2": torch.complex(
-                torch.full_like(n, -0.5), math.pi * n if name == "lin" else inverse_law(N, n)
+                torch.full_like(n, -0.5), math.pi * n if name == "lin" else _inverse_law(N, n)
             ),
             "these are the eigenvalues of the other name": other,
             "the real part is +1/2: such a state explodes": torch.complex(-A.real, A.imag),
@@ -170,11 +170,11 @@ def initial_eigenvalues(answer: Callable) -> None:
             "these are the conjugates: of each pair the one with a positive imaginary part is kept": A.conj(),
             "pi is missing": torch.complex(A.real, A.imag / math.pi if name == "lin" else A.imag * math.pi),
             "n counts from 0, not from 1": torch.complex(
-                A.real, math.pi * (kept + 1) if name == "lin" else inverse_law(N, kept + 1)
+                A.real, math.pi * (kept + 1) if name == "lin" else _inverse_law(N, kept + 1)
             ),
         }
         if name == "inv":
-            causes["N is the number of all states, not N/2"] = torch.complex(A.real, inverse_law(N // 2, kept))
+            causes["N is the number of all states, not N/2"] = torch.complex(A.real, _inverse_law(N // 2, kept))
         compare(answer(name, N), A, "the eigenvalues", given=f'name = "{name}", N = {N}', causes=causes)
 
 
@@ -182,7 +182,7 @@ def initial_eigenvalues(answer: Callable) -> None:
 def separable_filter(answer: Callable) -> None:
     """The image convolved with an outer product."""
     for H, W, seed in [(1, 4, 0), (5, 3, 1), (6, 6, 2)]:
-        image, vertical, horizontal = normal(H, W, seed=seed), normal(H, seed=seed + 10), normal(W, seed=seed + 20)
+        image, vertical, horizontal = _normal(H, W, seed=seed), _normal(H, seed=seed + 10), _normal(W, seed=seed + 20)
         one, other = torch.zeros(H).double(), torch.zeros(W).double()
         one[0] = other[0] = 1
 
