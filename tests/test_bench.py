@@ -241,6 +241,7 @@ def test_the_table_shows_every_row_and_how_it_was_measured(report):
 
 
 def test_the_files_hold_the_report(report, tmp_path):
+    pytest.importorskip("matplotlib")
     as_json, picture = report.save(tmp_path / "new" / "scan")
     found = json.loads(as_json.read_text())
     assert [row["seconds"] for row in found["rows"]] == [row.seconds for row in report.rows]
@@ -249,6 +250,7 @@ def test_the_files_hold_the_report(report, tmp_path):
 
 
 def test_the_picture_has_labelled_axes_and_every_contestant(report):
+    pytest.importorskip("matplotlib")
     axes = require("matplotlib.figure", "train").Figure().subplots(1, 2)
     forward = [row for row in report.rows if row.mode == "forward"]
     names = {row.name for row in forward}

@@ -10,6 +10,8 @@ import torch
 from minivim import checkpoints, cli, create_model, list_models
 from minivim.recipes import TrainConfig
 
+pytest.importorskip("tyro", reason="the command line needs the extra 'train'")
+
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one command, run in this process."""
