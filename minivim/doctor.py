@@ -11,7 +11,7 @@ from minivim.scan import BACKENDS, available_backends, choose_backend
 OPTIONAL = {
     "numba": ("numba", "the fast scan on a CPU"),
     "triton": ("triton", "the fast scan on a CUDA device"),
-    "tyro": ("train", "the flags of train, eval, predict and bench"),
+    "tyro": ("train", "the flags of train, eval, predict, bench and grade"),
     "datasets": ("train", "data from the Hub and parquet folders"),
     "scikit-learn": ("train", "the embedded digits"),
     "safetensors": ("train", "checkpoints"),

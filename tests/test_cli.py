@@ -51,12 +51,12 @@ def picture(tmp_path_factory):
 def test_help_names_every_command(capsys):
     code, out, err = run(capsys, "--help")
     assert code == 0 and err == ""
-    assert all(f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench"))
+    assert all(f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade"))
     assert run(capsys) == (0, out, "")
 
 
 @pytest.mark.parametrize(
-    "command", [["train"], ["eval"], ["predict"], ["bench"], ["bench", "scan"], ["bench", "model"]]
+    "command", [["train"], ["eval"], ["predict"], ["grade"], ["bench"], ["bench", "scan"], ["bench", "model"]]
 )
 def test_each_command_explains_its_flags(capsys, command):
     code, out, err = run(capsys, *command, "--help")
@@ -113,7 +113,7 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
     assert "numba is not installed; install it with: pip install 'minivim[numba]'" in out
 
 
-@pytest.mark.parametrize("command", [["train"], ["eval", "x", "--data", "digits"], ["bench", "scan"]])
+@pytest.mark.parametrize("command", [["train"], ["eval", "x", "--data", "digits"], ["bench", "scan"], ["grade", "x"]])
 def test_without_tyro_the_flags_name_the_extra(capsys, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "tyro", None)
     code, _, err = run(capsys, *command)
