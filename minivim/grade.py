@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -57,6 +58,8 @@ class Report:
 def find_submissions(paths: Sequence[str]) -> list[tuple[str, Path]]:
     """Name and path of every submission: the files named, and each .ipynb below a folder.
 
+    A name is the path below the folder; with several paths the folder's own name comes first.
+
     ValueError for a path that does not exist and for a folder without notebooks.
     """
     found = []
@@ -65,7 +68,8 @@ def find_submissions(paths: Sequence[str]) -> list[tuple[str, Path]]:
             inside = [each for each in sorted(path.rglob("*.ipynb")) if ".ipynb_checkpoints" not in each.parts]
             if not inside:
                 raise ValueError(f"the folder is {str(path)!r}; it must hold at least one .ipynb")
-            found += [(each.relative_to(path).as_posix(), each) for each in inside]
+            base = path.parent if len(paths) > 1 else path
+            found += [(each.relative_to(base).as_posix(), each) for each in inside]
         elif path.exists():
             found.append((path.name, path))
         else:
@@ -148,9 +152,11 @@ def grade_all(submissions: Sequence[Submission], limits: Limits, workers: int) -
     if workers == 1:
         yield from (grade(submission, limits) for submission in submissions)
         return
-    # Fresh processes, because a forked copy of one in which PyTorch has run can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(partial(grade, limits=limits), submissions)
+    try:  # fresh processes, because a forked copy of one in which PyTorch has run can hang
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield from pool.map(partial(grade, limits=limits), submissions)
+    except BrokenProcessPool as error:
+        raise OSError("one of the grader's own processes was killed; the results so far are kept") from error
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -14,6 +14,7 @@ from minivim.exercises.checking import exercises_of
 from minivim.exercises.judging import judge
 from minivim.grade_wire import decode, encode
 
+nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra 'notebooks'")
 pytest.importorskip("jupytext", reason="the notebooks need the extra 'notebooks'")
 pytest.importorskip("nbclient", reason="the notebooks need the extra 'notebooks'")
 
@@ -120,7 +121,9 @@ def test_notebook_and_checkers_know_the_same_exercises(chapter):
     assert here == [each.number for each in exercises_of(chapter)]
     assert here == [f"{chapter}.{count}" for count in range(1, len(here) + 1)]
     assert len(here) >= FEWEST.get(chapter, 4)
-    loose = [cell.source for cell in cells(chapter) if cell.cell_type == "code" and "check(" in cell.source]
+    loose = [
+        cell.source for cell in cells(chapter) if cell.cell_type == "code" and re.search(r"\bcheck\(", cell.source)
+    ]
     assert len(loose) == len(here), "a cell calls check and does nothing else"
 
 
@@ -137,6 +140,15 @@ def test_the_header_says_what_it_asks_for(number):
     assert re.search(r"<details>\s*<summary>Hint</summary>\s+\S.*</details>", text, re.DOTALL)
     assert re.search(rf"^def {name}\(", notebook[answer].source, re.MULTILINE)
     assert "BEGIN SOLUTION" not in notebook[answer].source
+
+
+@each_exercise
+@pytest.mark.parametrize("solved", [False, True], ids=["open", "solved"])
+def test_the_stored_notebook_shows_the_verdict(number, solved):
+    folder = ROOT / "notebooks" / ("solutions" if solved else ".")
+    notebook = nbformat.read(folder / f"{SOURCES[number[:2]].stem}.ipynb", as_version=4)
+    output = notebook.cells[find(number)[3]].outputs[0]["text"]
+    assert output == f"[{'ok' if solved else 'todo'}] {number} {judge(number, None).title}\n"
 
 
 @each_chapter

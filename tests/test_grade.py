@@ -10,7 +10,7 @@ import torch
 
 from minivim import cli, grade, grade_wire
 from minivim.exercises.checking import EXERCISES, compare, exercise
-from minivim.grade_run import clean
+from minivim.grade_run import Limits, clean, run_submission
 
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra 'notebooks'")
 pytest.importorskip("tyro", reason="the command line needs the extra 'train'")
@@ -319,6 +319,19 @@ def test_checkpoints_of_jupyter_are_no_submissions(tmp_path):
 )
 def test_the_chapter_is_read_off_the_title_or_the_checks(toy, cells, chapter):
     assert grade.chapter_of(cells) == chapter
+
+
+def test_two_folders_keep_their_names_apart(tmp_path):
+    for folder in ("a", "b"):
+        write_notebook(tmp_path / folder / "01.ipynb", [])
+    found = grade.find_submissions([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [name for name, _ in found] == ["a/01.ipynb", "b/01.ipynb"]
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_submission(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(OSError, match="the process for a submission did not start"):
+        run_submission(["1"], Limits(1.0, 2**30, 1))
 
 
 # ---- the wire --------------------------------------------------------------------------------------------------------
