@@ -19,9 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from minivim.exercises.checking import Todo, Wrong
 from minivim.exercises.judging import Abandoned, Verdict, judge
-from minivim.grade_wire import Wire, decode, encode
+from minivim.grade_wire import DTYPES, Wire, decode, encode
 
 START_SECONDS = 60  # for the process to load PyTorch and call back
 GRACE_SECONDS = 5  # after the time limit, for a checker that stumbles over an answer
@@ -145,7 +147,8 @@ class Run:
             self.outcome.raised[self.outcome.cell] = clean(message["text"], 300)
         elif message["kind"] == "check":
             self.outcome.checking = clean(message["number"], 20)
-            verdict = judge(self.outcome.checking, self.call)
+            with default_dtype(DTYPES[message["dtype"]]):
+                verdict = judge(self.outcome.checking, self.call)
             if verdict.title:  # there is such an exercise
                 self.outcome.verdicts[verdict.number] = verdict
             self.outcome.checking = ""
@@ -164,6 +167,17 @@ class Run:
         except Exception as error:
             raise Abandoned from error
         raise wrong
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The type of new tensors that the notebook has chosen. TypeError if it is none of floating-point numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 from minivim.exercises.checking import exercises_of
 from minivim.exercises.judging import judge
@@ -52,14 +53,31 @@ def find(number):
 
 
 @cache
+def first_cell(chapter):
+    """The names that a notebook's first code cell defines, and the type of new tensors that it chooses."""
+    before, names = torch.get_default_dtype(), {}
+    exec(next(cell for cell in cells(chapter) if cell.cell_type == "code").source, names)
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(before)
+    return names, dtype
+
+
+@pytest.fixture(autouse=True)
+def notebook_dtype(request):
+    """A test of an exercise makes new tensors of the type that its notebook does."""
+    before, number = torch.get_default_dtype(), getattr(request.node, "callspec", None)
+    number = number and number.params.get("number")
+    if number:
+        torch.set_default_dtype(first_cell(number[:2])[1])
+    yield
+    torch.set_default_dtype(before)
+
+
 def function(number, solved):
     """The learner's function, from nothing but the notebook's first code cell and the exercise's own."""
     name, _, answer, _ = find(number)
-    notebook = cells(number[:2], solved)
-    first = next(cell for cell in notebook if cell.cell_type == "code")
-    names = {}
-    exec(first.source, names)
-    exec(notebook[answer].source, names)
+    names = dict(first_cell(number[:2])[0])
+    exec(cells(number[:2], solved)[answer].source, names)
     return names[name]
 
 
