@@ -80,15 +80,6 @@ SUBMISSIONS = {
         ["97.2: the sum, first difference at [0]", "you subtracted"],
     ),
     "forges check": ([SOLVED, "def check(*_):\n    print('[ok] 97.1')", *CHECKS.split("\n")[1:]], "todo todo", []),
-    "chooses float64": (  # the checker's tensors must fit those that the answer makes
-        [
-            "import torch\ntorch.set_default_dtype(torch.float64)",
-            SOLVED + "\ndef add(x, y):\n    return torch.eye(2) @ (x + y)",
-            CHECKS,
-        ],
-        "ok ok",
-        [],
-    ),
     "kills itself": (
         [SOLVED, "import os\nos.kill(os.getpid(), 9)", CHECKS],
         "todo todo",
@@ -109,7 +100,16 @@ SUBMISSIONS = {
         "ok ok",
         ["it sent the grader what no notebook sends (OverflowError)"],
     ),
-    "hangs up": ([SOLVED, CHECKS, FIND_WIRE + "\nwire.connection.close()"], "ok ok", ["its process"]),
+    "chooses float64 and hangs up": (  # the checker's tensors must fit those that the answer makes
+        [
+            "import torch\ntorch.set_default_dtype(torch.float64)",
+            SOLVED + "\ndef add(x, y):\n    return torch.eye(2) @ (x + y)",
+            CHECKS,
+            FIND_WIRE + "\nwire.connection.close()",
+        ],
+        "ok ok",
+        ["its process"],
+    ),
 }
 ENDLESS = {
     "loops in a cell": ([SOLVED, CHECKS, "while True: pass"], "ok ok", ["stopped after 4 s in cell 3"]),
