@@ -120,7 +120,7 @@ assert order[1, 0] - order[0, 0] == 14
 #
 # $$T_0 = [\,p_0, \dots, p_{M/2-1},\; t_{cls},\; p_{M/2}, \dots, p_{M-1}\,] + E_{pos} \tag{8.3}$$
 #
-# *Vim, Eq. 3, which writes the class token at the front; the text and the code have it in the middle.*
+# *Vim, section 3.2. The equation there has the class token at the front; the text and the code have it in the middle.*
 #
 # Why the middle? A recurrence forgets with distance. We count the steps from the class token to the farthest patch.
 
@@ -460,17 +460,17 @@ assert torch.equal(ours_stream, theirs_stream) and torch.allclose(ours_update, t
 #
 # | | paper | code, and `minivim` |
 # |---|---|---|
-# | decay of the state | line 13: $\bar A = \Delta \otimes A$, without exp; the text has it | $e^{\Delta A}$ |
+# | decay of the state | Algorithm 1: $\bar A = \Delta \otimes A$, without exp; the text has it | $e^{\Delta A}$ |
 # | input map | the text: zero-order hold, $\bar B = (\Delta A)^{-1}(e^{\Delta A} - I)\,\Delta B$ | $\Delta B$: Euler |
 # | two directions | added | averaged: half the sum |
 # | skip $D\,u$ | not in the algorithm | there, in each direction |
 # | step size | one linear map E -> E | two: E -> R -> E, with R = 12 for Tiny |
-# | class token | Eq. 3: at the front | in the middle |
+# | class token | in the equation of section 3.2: at the front | in the middle |
 # | initial step size, backward | not stated | official: bias zeroed by accident; `minivim`: as forward |
 #
 # We look at the four that change numbers.
 #
-# **Line 13, without the exponential,** would explode. Take $\Delta = 0.1$ and the fastest state, $A = -16$.
+# **Algorithm 1 without the exponential** would explode. Take $\Delta = 0.1$ and the fastest state, $A = -16$.
 
 # %%
 delta, A = 0.1, torch.arange(-16.0, 0)
