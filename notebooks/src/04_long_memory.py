@@ -375,7 +375,7 @@ assert unknown["LegS, the whole past"].mean() < unknown["random"].mean() / 2
 fig, axis = plt.subplots(figsize=(6.5, 2.9), layout="constrained")
 for name, deviation in unknown.items():
     axis.plot(ages, deviation, label=name)
-axis.set(xlabel="age of the input (steps)", ylabel="left to guess (0: known, 1: unknown)", title="What 32 numbers know")
+axis.set(xlabel="age of the input (steps)", ylabel="left to guess (0 to 1)", title="What 32 numbers know")
 axis.legend()
 plt.show()
 known = {name: (deviation < 0.5).sum().item() for name, deviation in unknown.items()}
