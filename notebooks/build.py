@@ -24,6 +24,7 @@ BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
 STUB = 'raise NotImplementedError("your turn")'
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FIGURE = "image/png"
+VOLATILE = "nbval-ignore-output"  # the tag of a cell whose output differs from run to run
 CELL_TIMEOUT = 600  # seconds; the longest cell takes half a minute on two idle cores
 # What a kernel must find so that two runs print the same; `pytest --nbval` sets the same (conftest.py).
 ENVIRONMENT = {
@@ -99,6 +100,8 @@ def execute(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.No
     notebook.metadata = nbformat.from_dict(METADATA)  # the kernel adds its own version
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            if VOLATILE in cell.metadata.get("tags", []):
+                cell.outputs = []  # they are for the person who runs the cell
             # A progress bar is for the person who runs the cell; stored, it would show 0 %.
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
             for output in cell.outputs:

@@ -134,6 +134,11 @@ def test_few_cells_are_volatile(path):
 
 
 @each_notebook
+def test_what_varies_is_not_stored(path):
+    assert all(compared(cell) or cell.outputs == [] for cell in code_cells(path))
+
+
+@each_notebook
 def test_cells_are_short(path):
     lengths = [len(lines(cell)) for cell in code_cells(path)]
     assert statistics.median(lengths) <= 8
@@ -290,10 +295,14 @@ time.sleep(0.5)
 print("after a pause")
 
 # %% tags=["nbval-ignore-output"]
-for _ in tqdm(range(3)):
-    pass
+started = time.perf_counter()
+print(started)
+plt.plot([0, started])
+plt.show()
 
 # %%
+for _ in tqdm(range(3)):
+    pass
 plt.plot(numbers)
 plt.show()
 
@@ -331,7 +340,8 @@ def test_build_opens_and_solves_the_exercises(toy, tmp_path):
     assert wrong_cells(solved, learner) == []
     assert len(code_cells(learner)[0].outputs) == 1  # the pause has not cut it in two
     assert code_cells(learner)[1].metadata == {"tags": [IGNORED]}
-    assert code_cells(learner)[1].outputs == []  # the progress bar is gone
+    assert code_cells(learner)[1].outputs == []  # a time is neither printed nor drawn
+    assert len(code_cells(learner)[2].outputs) == 1  # the progress bar is gone, the figure is there
     assert shows_figure(code_cells(learner)[2])
     assert Image.open(io.BytesIO(base64.b64decode(code_cells(learner)[2].outputs[0].data[FIGURE]))).mode == "P"
 
