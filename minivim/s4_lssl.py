@@ -87,7 +87,8 @@ class LSSL(nn.Module):
         """One token in, one token out: u (B, H), state (B, H, N) -> y (B, H) and the next state.
 
         A loop over steps from `initial_state` gives what `forward` gives. Each call discretizes anew, so that it is
-        right after any change of the parameters.
+        right after any change of the parameters and the state holds nothing but h. That takes about H N^3
+        multiplications; the step itself takes B H N^2.
         """
         H, N = self.C.shape
         if u.ndim != 2 or u.shape[1] != H or state.shape != (len(u), H, N):

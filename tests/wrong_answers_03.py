@@ -15,6 +15,10 @@ def adds_up(a, b, c):
     return numbers
 
 
+def reads_before_the_input(a, b, c):
+    return [0.0, c * b, c * a * b, c * a * a * b]
+
+
 def forgets_the_output_map(a, b, c):
     return [a**k * b for k in range(4)]
 
@@ -55,22 +59,46 @@ def changes_nothing(A, B, C, D):
     return A, B, C, D
 
 
-def forgets_the_new_skip(A, B, C, D):
-    return A, B, C @ A, D
+def from_s4_to_control(A, B, C, D):
+    return A, B, C @ A, C @ B + D
 
 
-def drops_the_old_skip(A, B, C, D):
-    return A, B, C @ A, C @ B
-
-
-def uses_the_new_C_twice(A, B, C, D):
-    C = C @ A
-    return A, B, C, C @ B + D
-
-
-def other_direction(A, B, C, D):
+def by_the_inverse(A, B, C, D):
     C = C @ torch.linalg.inv(A)
     return A, B, C, D - C @ B
+
+
+def blocks(A, B, C, D, keeps_input=0.0, enters=1.0, at_once=0.0):
+    """The right model, except for what the last three say."""
+    N, M = B.shape
+    unit = torch.eye(M, dtype=A.dtype)
+    upper, lower = torch.cat((A, enters * B), dim=1), torch.cat((A.new_zeros(M, N), keeps_input * unit), dim=1)
+    return torch.cat((upper, lower)), torch.cat((at_once * B, unit)), torch.cat((C, D), dim=1), torch.zeros_like(D)
+
+
+def keeps_the_old_input(A, B, C, D):
+    return blocks(A, B, C, D, keeps_input=1.0)
+
+
+def input_never_enters(A, B, C, D):
+    return blocks(A, B, C, D, enters=0.0)
+
+
+def input_enters_at_once(A, B, C, D):
+    return blocks(A, B, C, D, at_once=1.0)
+
+
+def loses_the_skip(A, B, C, D):
+    return blocks(A, B, C, torch.zeros_like(D))
+
+
+def skips_twice(A, B, C, D):
+    return *blocks(A, B, C, D)[:3], D
+
+
+def forgets_to_widen_C(A, B, C, D):
+    A, B, _, _ = blocks(A, B, C, D)
+    return A, B, C, D
 
 
 def negative_index(u, K):
@@ -90,6 +118,22 @@ def one_age_too_few(u, K):
     for t in range(len(u)):
         for k in range(min(t, len(K))):
             y[t] += K[k] * u[t - k]
+    return y
+
+
+def range_too_short(u, K):
+    y = torch.zeros_like(u)
+    for t in range(len(u)):
+        for k in range(min(t, len(K) - 1)):
+            y[t] += K[k] * u[t - k]
+    return y
+
+
+def replaces(u, K):
+    y = torch.zeros_like(u)
+    for t in range(len(u)):
+        for k in range(min(t + 1, len(K))):
+            y[t] = K[k] * u[t - k]
     return y
 
 
@@ -137,6 +181,10 @@ def empty_diagonal(K):
     return torch.where(age_of(K) > 0, K[age_of(K).abs()], 0.0)
 
 
+def same_rows(K):
+    return K.expand(len(K), len(K)).tril()
+
+
 def ring_of(u, K, n):
     return torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(K, n=n), n=n)
 
@@ -151,6 +199,18 @@ def ring_of_the_longer(u, K):
 
 def ring_of_two_lengths(u, K):
     return ring_of(u, K, 2 * u.shape[-1])[..., : u.shape[-1]]
+
+
+def without_length(u, K, n):
+    return torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(K, n=n))[..., : u.shape[-1]]
+
+
+def even_places(u, K):
+    return without_length(u, K, u.shape[-1] + len(K))
+
+
+def even_places_on_the_shortest_ring(u, K):
+    return without_length(u, K, u.shape[-1] + len(K) - 1)
 
 
 def not_cut(u, K):
@@ -208,6 +268,13 @@ def fft_generates(L, N, batch, generate):
     return cheapest({"recurrence": batch * L * (N * N + 2 * N), "sum": kernel + batch * L * (L + 1) // 2, "fft": fft})
 
 
+def recurrence_generates(L, N, batch, generate):
+    n, kernel, name = 2 * L, L * (N * N + N), "recurrence"
+    costs = {name: batch * L * (N * N + 2 * N), "sum": kernel + batch * L * (L + 1) // 2}
+    costs["fft"] = kernel + batch * (6 * n * (n.bit_length() - 1) + 4 * n)
+    return (name, costs[name]) if generate else cheapest(costs)
+
+
 def always_fft(L, N, batch, generate):
     n = 2 * L
     return "fft", L * (N * N + N) + batch * (6 * n * (n.bit_length() - 1) + 4 * n)
@@ -221,6 +288,20 @@ def divides_products(a, b, c):
 def begins_too_early(a, b, c):
     rows = [[c[t] * a[s : t + 1].prod() * b[s] for s in range(t + 1)] for t in range(len(a))]
     return torch.stack([torch.stack([*row, *a.new_zeros(len(a) - len(row))]) for row in rows])
+
+
+def shifted_product(a, b, c):
+    rows = [[c[t] * a[s:t].prod() * b[s] for s in range(t + 1)] for t in range(len(a))]
+    return torch.stack([torch.stack([*row, *a.new_zeros(len(a) - len(row))]) for row in rows])
+
+
+def rows_without_copies(a, b, c):
+    row, rows = torch.zeros_like(b), []
+    for t in range(len(a)):
+        row *= a[t]
+        row[t] = b[t]
+        rows.append(row)
+    return c[:, None] * torch.stack(rows)
 
 
 def right_rows(a, b, c):
@@ -243,6 +324,7 @@ def no_output_map(a, b, c):
 WRONG = {
     "03.1": [
         (starts_with_age_one, "you began at age 1"),
+        (reads_before_the_input, "before the input came in"),
         (adds_up, "you added the numbers up"),
         (forgets_the_output_map, "c is missing"),
         (three_numbers, "has 3 values; it must have 4"),
@@ -256,15 +338,21 @@ WRONG = {
     ],
     "03.3": [
         (changes_nothing, "nothing has changed"),
-        (forgets_the_new_skip, "the new D lacks C B"),
-        (drops_the_old_skip, "the new D lacks the old D"),
-        (uses_the_new_C_twice, "the new D uses the new C"),
-        (other_direction, "you went the other way"),
+        (from_s4_to_control, "you went from S4 to control"),
+        (by_the_inverse, "singular"),
+        (keeps_the_old_input, "stays in the state for ever"),
+        (input_never_enters, "no input reaches x"),
+        (input_enters_at_once, r"u\[t\] enters x at once"),
+        (loses_the_skip, "the skip D is lost"),
+        (skips_twice, "the skip D counts twice"),
+        (forgets_to_widen_C, r"the new C has shape \(1, 3\); for 4 states"),
     ],
     "03.4": [
         (negative_index, "reads from the end of u"),
         (negative_index_as_it_happens, "reads from the end of u"),
         (one_age_too_few, r"the oldest input, u\[0\], is left out"),
+        (range_too_short, r"k must reach min\(t, M - 1\)"),
+        (replaces, "they must be added"),
         (correlation, "this is a correlation"),
         (whole_convolution, r"shape \(8,\); it must be a tensor of shape \(6,\)"),
         (middle_of_the_convolution, "mode 'same'"),
@@ -275,11 +363,14 @@ WRONG = {
         (upper_triangle, "along the first row"),
         (symmetric, "ages count in both directions"),
         (empty_diagonal, "the diagonal is empty"),
+        (same_rows, r"all rows begin with K\[0\]"),
     ],
     "03.6": [
         (circular, r"comes round to the front \(n = L\)"),
         (ring_of_the_longer, "comes round to the front"),
         (ring_of_two_lengths, r"comes round to the front \(n = 2 L\)"),
+        (even_places, "irfft was not told its n"),
+        (even_places_on_the_shortest_ring, "irfft was not told its n"),
         (not_cut, "keep the first L"),
         (middle_by_fft, "mode 'same'"),
         (end_by_fft, "you cut the end out"),
@@ -291,11 +382,14 @@ WRONG = {
         (kernel_for_each_sequence, "once for the whole batch"),
         (free_kernel, "making the kernel is not counted"),
         (fft_generates, "it cannot generate"),
+        (recurrence_generates, "the sum can generate, too"),
         (always_fft, "it must be 'recurrence'"),
     ],
     "03.8": [
         (divides_products, "do you divide by a product of all a"),
         (begins_too_early, r"the product begins at a\[s\]"),
+        (shifted_product, r"it must run from a\[s \+ 1\] to a\[t\]"),
+        (rows_without_copies, "changed in place"),
         (columns_are_outputs, "rows and columns are swapped"),
         (input_map_of_the_output, "b is taken at the step of the output"),
         (no_output_map, "c is missing"),

@@ -25,6 +25,7 @@ def first_four(answer):
     for a, b, c in ((0.5, 1.0, 1.0), (0.5, 3.0, 5.0), (-0.8, 2.0, 0.25), (1.5, -1.0, 4.0)):
         expected = [c * a**k * b for k in range(4)]
         causes = {
+            "you read the state before the input came in; K[0] is c b, not 0": [0.0, *expected[:3]],
             "you began at age 1; at age 0 the input has just come in and nothing has faded yet": [
                 c * a**k * b for k in range(1, 5)
             ],
@@ -54,28 +55,43 @@ def kernel(answer):
         compare(answer(A, B, C, L), expected[:L], "the kernel", 1e-9, f"N = {N} states and L = {L}", causes)
 
 
-@exercise("03.3", "From S4 to control")
-def to_control(answer):
-    """(A, B, C A, C B + D)."""
-    for N, M, P in ((1, 1, 1), (3, 1, 1), (4, 2, 3)):
+def _response(A: Tensor, B: Tensor, C: Tensor, D: Tensor, length: int) -> Tensor:
+    """The answer of an S4 model (3.1) to an impulse at step 0: C B + D, C A B, C A^2 B, ..., (length, P, M)."""
+    return lti.kernel(A, B, C, length) + D * (torch.arange(length) == 0)[:, None, None]
+
+
+def _as_model(found: object, M: int, P: int) -> tuple[Tensor, ...]:
+    """The learner's four matrices in float64, once their number and shapes fit together."""
+    demand(isinstance(found, (tuple, list)) and len(found) == 4, "return a tuple of four matrices: A, B, C, D")
+    for name, matrix in zip("ABCD", found, strict=True):
+        demand(isinstance(matrix, Tensor) and matrix.ndim == 2, f"the new {name} must be a tensor of two dimensions")
+    S = len(found[0])
+    for name, matrix, shape in zip("ABCD", found, ((S, S), (S, M), (P, S), (P, M)), strict=True):
+        sizes = f"for {S} states, {M} inputs and {P} outputs it must be {shape}"
+        demand(matrix.shape == shape, f"the new {name} has shape {tuple(matrix.shape)}; {sizes}")
+    return tuple(matrix.to(torch.float64) for matrix in found)
+
+
+@exercise("03.3", "From control to S4")
+def to_s4(answer):
+    """An S4 model that answers an impulse as the control model (A, B, C, D) does."""
+    for N, M, P in ((3, 1, 1), (1, 1, 1), (4, 2, 3)):
         A, B, C, D = _system(N, M, P, seed=100 + N)
-        found, given = answer(A, B, C, D), f"N = {N} states, M = {M} inputs, P = {P} outputs"
-        back = C @ torch.linalg.inv(A)
+        A[-1] = 0  # no inverse
+        L, expected = N + 3, lti.impulse_response(A, B, C, D, N + 3)
+        found = _response(*_as_model(answer(A, B, C, D), M, P), L)
+        skip = torch.cat((D[None], torch.zeros(L - 1, P, M, dtype=D.dtype)))
         causes = {
-            "nothing has changed; the two conventions are one step apart": (A, B, C, D),
-            "the new D lacks C B: in S4 the input of this step reaches the output through the state": (A, B, C @ A, D),
-            "the new D lacks the old D, the skip": (A, B, C @ A, C @ B),
-            "the new D uses the new C; the input of this step has not been multiplied by A": (
-                A,
-                B,
-                C @ A,
-                C @ A @ B + D,
-            ),
-            "the new C is still C; control reads the state before A was applied": (A, B, C, C @ B + D),
-            "you went the other way, from control to S4": (A, B, back, D - back @ B),
-            "you moved the A to B; that shifts time, too, but (3.3) keeps B": (A, A @ B, C, C @ B + D),
+            "nothing has changed; S4 reads the state after the input, one step early": _response(A, B, C, D, L),
+            "you went from S4 to control, by (3.3), and not back": _response(A, B, C @ A, C @ B + D, L),
+            "the skip D is lost": expected - skip,
+            "the skip D counts twice: through the state and through the new D": expected + skip,
+            "the old input stays in the state for ever; the lower rows of the new A are 0": expected.cumsum(0),
+            "u[t] enters x at once, too; the upper rows of the new B are 0": expected + lti.kernel(A, B, C, L),
+            "no input reaches x: the upper rows of the new A are A and, beside it, B": skip,
         }
-        compare(found, (A, B, C @ A, C @ B + D), "the model", 1e-9, given, causes)
+        given = f"N = {N} states, M = {M} inputs, P = {P} outputs, A without an inverse"
+        compare(found, expected, "the answer of your model to an impulse", 1e-9, given, causes)
 
 
 def _full(u: Tensor, K: Tensor) -> Tensor:
@@ -88,6 +104,11 @@ def _full(u: Tensor, K: Tensor) -> Tensor:
 def _on_a_ring(u: Tensor, K: Tensor, n: int) -> Tensor:
     """The convolution on a ring of n places, cut to the length of u; both are cut or filled up to n."""
     return torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(K, n=n), n=n)[..., : u.shape[-1]]
+
+
+def _without_length(u: Tensor, K: Tensor, n: int) -> Tensor:
+    """The same for an odd n, but the way back has an even number of places, as irfft takes it if n is not given."""
+    return torch.fft.irfft(torch.fft.rfft(u, n=n) * torch.fft.rfft(K, n=n), n=max(n - 1, 2))[..., : u.shape[-1]]
 
 
 def _mistakes(u: Tensor, K: Tensor) -> dict[str, Tensor]:
@@ -115,6 +136,12 @@ def causal_convolution(answer):
         short = _full(u, K)[:L].clone()
         short[:M] -= K[: min(L, M)] * u[0]
         causes = {
+            "range(n) ends at n - 1; k must reach min(t, M - 1)": torch.stack(
+                [(K[: min(t, M - 1)] * u[t - min(t, M - 1) + 1 : t + 1].flip(0)).sum() for t in range(L)]
+            ),
+            "each product replaces the one before; they must be added": torch.stack(
+                [K[min(t, M - 1)] * u[t - min(t, M - 1)] for t in range(L)]
+            ),
             "u[t - k] with k > t has a negative index and reads from the end of u": wrapped,
             "k stops at t - 1; the oldest input, u[0], is left out": short,
             **_mistakes(u, K),
@@ -138,6 +165,7 @@ def toeplitz(answer):
             "ages count in both directions; above the diagonal there must be zeros": K[age.abs()],
             "negative ages give K[0]; above the diagonal there must be zeros": K[age.clamp(min=0)],
             "the diagonal is empty; an input counts at its own step, with K[0]": expected.tril(-1),
+            "all rows begin with K[0]; in row t it must stand on the diagonal": K.expand(L, L).tril(),
         }
         compare(answer(K), expected, "the matrix", 1e-9, f"K = {[round(value, 3) for value in K.tolist()]}", causes)
 
@@ -145,17 +173,19 @@ def toeplitz(answer):
 @exercise("03.6", "Convolution by FFT")
 def convolve_by_fft(answer):
     """The causal convolution of u (..., L) and K (M,), without a wrap."""
-    for shape, M in (((6,), 4), ((6,), 6), ((2, 3, 5), 5), ((2, 7), 11), ((4,), 30), ((1,), 1)):
+    for shape, M in (((6,), 4), ((6,), 6), ((2, 3, 5), 5), ((2, 7), 11), ((4,), 30), ((5,), 4), ((1,), 1)):
         u, K = _numbers(*shape, seed=sum(shape)), _numbers(M, seed=70 + M)
         L, expected = shape[-1], _full(u, K)[..., : shape[-1]]
         found, given = answer(u, K), f"u of shape {shape} and K with {M} numbers"
         demand(
             not isinstance(found, Tensor) or found.shape != (*shape[:-1], L + M),
-            "the output has L + M numbers along time; keep the first L",
+            "the output has L + M numbers along time; keep the first L of the last dimension",
         )
         wrap = "the ring is too short, and the tail comes round to the front (n = {}); take n = L + M"
         rings = {"L": L, "max(L, M)": max(L, M), "M": M, "2 L": 2 * L}
         causes = {wrap.format(name): _on_a_ring(u, K, n) for name, n in rings.items() if n >= L}
+        odd = (L + M - 1) | 1  # L + M - 1 or L + M
+        causes["irfft was not told its n, and gave an even number of places"] = _without_length(u, K, odd)
         compare(found, expected, "the output", 1e-9, given, causes | _mistakes(u, K))
 
 
@@ -172,17 +202,21 @@ def _choice(L: int, N: int, batch: int, generate: bool, ring: int = 2, share: in
     if not generate:
         costs["fft"] = kernel_once + batch * transforms
     name = min(costs, key=costs.get)
-    return name, float(costs[name])  # so that a count that went through a division is right, too
+    return name, costs[name]
 
 
 @exercise("03.7", "Choose the way")
 def choose(answer):
     """The cheapest of recurrence, sum and FFT, by counting."""
-    cases = [(1024, 64, 4, False), (1024, 4, 4, False), (16, 64, 8, False), (1024, 64, 4, True), (64, 256, 2, False)]
+    cases = [(1024, 64, 5, False), (1024, 4, 3, False), (16, 64, 8, False), (1024, 64, 5, True), (64, 256, 2, False)]
     for case in [*cases, (4096, 16, 64, False), (4096, 4, 1, True), (2, 1, 1, False)]:
         L, N, batch, generate = case
         given = f"L = {L}, N = {N}, batch = {batch}, generate = {generate}"
         causes = {
+            "the kernel may be made before the first input comes, so the sum can generate, too": (
+                "recurrence",
+                batch * L * (N * N + 2 * N) if generate else None,
+            ),
             "the ring has n = 2 L places, not L": _choice(*case, ring=1),
             "a product of complex numbers takes four of real ones": _choice(*case, product=1),
             "making the kernel is not counted": _choice(*case, share=0),
@@ -223,6 +257,11 @@ def changing_matrix(answer):
             * _product_matrix(a, b, ones, 1, 0),
             "c is missing: the output reads the state through it": _product_matrix(a, b, ones, 1, 0),
             "b is missing: the input enters the state through it": _product_matrix(a, ones, c, 1, 0),
+            "the product runs from a[s] to a[t - 1]; it must run from a[s + 1] to a[t]": _product_matrix(
+                a, b, c, 0, -1
+            ),
+            "all rows hold the last one: they are one tensor, changed in place; keep copies": c[:, None]
+            * _product_matrix(a, b, ones, 1, 0)[-1],
             "rows and columns are swapped: row t is the output, column s the input": expected.T,
         }
         compare(found, expected, "the matrix", 1e-9, given, causes)

@@ -16,9 +16,9 @@
 # - train a linear state-space layer (LSSL) and run it as a recurrence afterwards.
 #
 # **Prerequisites.** Chapter 01: state, input, output. Chapter 02: how $A$, $B$ and a step size become $\bar A$ and
-# $\bar B$; eigenvalues. Section 7 needs complex numbers: $e^{i\varphi} = \cos\varphi + i \sin\varphi$.
+# $\bar B$; eigenvalues. Sections 7 and 9 need complex numbers: $e^{i\varphi} = \cos\varphi + i \sin\varphi$.
 #
-# **Time.** 100 minutes with the exercises. All cells together run for less than half a minute.
+# **Time.** 110 minutes with the exercises. All cells together run for less than half a minute.
 
 # %%
 import math
@@ -38,10 +38,19 @@ from minivim.viz import flipbook
 plt.rcParams["figure.dpi"] = 75
 
 # %% [markdown]
-# We compute in float64, with 16 decimal digits. So "equal" can mean equal to twelve digits.
+# We compute in float64, with 16 decimal digits. As in chapter 02, two results count as equal if no number differs by
+# more than a tolerance, which is $10^{-12}$ unless a check says otherwise.
 
 # %%
 torch.set_default_dtype(torch.float64)
+
+
+def close(one, other, tolerance=1e-12):
+    """Whether no two numbers differ by more than `tolerance`."""
+    return bool((one - other).abs().max() <= tolerance)
+
+
+assert close(torch.ones(2), torch.ones(2)) and not close(torch.ones(2), torch.ones(2) + 1e-11)
 
 # %% [markdown]
 # ## 1. A system that fits into the head
@@ -109,7 +118,7 @@ first, second = 8 * 0.5**steps, torch.where(steps >= 2, 5 * 0.5 ** (steps - 2), 
 fig, axis = plt.subplots(figsize=(6, 2.9), layout="constrained")
 axis.bar(steps, first, color="tab:blue", label="8, put in at step 0")
 axis.bar(steps, second, bottom=first, color="tab:orange", label="5, put in at step 2")
-axis.set(xlabel="step t", ylabel="output y[t]", title="What is left of each input")
+axis.set(xlabel="step t", ylabel="output y[t]", ylim=(0, 8.5), title="What is left of each input")
 axis.legend()
 plt.show()
 print("at step 2:", first[2].item(), "+", second[2].item(), "=", (first + second)[2].item())
@@ -176,7 +185,7 @@ spring = A_bar, B_bar, C
 spring_kernel = kernel_by_powers(*spring, 40)
 packaged = lti.kernel(*spring, 40)  # (L, outputs, inputs), because the package allows several of each
 print("shapes:", tuple(spring_kernel.shape), tuple(packaged.shape))
-assert torch.allclose(spring_kernel, packaged[:, 0, 0], atol=1e-12)  # float64
+assert close(spring_kernel, packaged[:, 0, 0])
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 2.7), layout="constrained")
@@ -228,8 +237,9 @@ check("03.2", kernel)
 # %% [markdown]
 # ## 3. One step off: two conventions
 #
-# Chapter 01 wrote the state equation as control does. We leave out the noise, and call its state $x$ for a moment, so
-# that the two can stand side by side. Both are discrete here, so we drop the bars:
+# Chapter 01 wrote the state equation as control does, and ended with a warning: S4's is one step off. We leave out the
+# noise, and call control's state $x$ for a moment, so that the two can stand side by side. Both are discrete here, so
+# we drop the bars:
 #
 # | | state | output | answer to an impulse at step 0 |
 # |---|---|---|---|
@@ -240,8 +250,8 @@ check("03.2", kernel)
 # with the same four matrices the two models differ: control's output lags one step behind. People who mix the two get a
 # model that is right and late, which is hard to see in a plot of 1,000 steps.
 #
-# Neither convention can do more than the other. Say $x[t] = h[t-1]$: the same memory, looked at before the input. Then
-# $x[t+1] = h[t] = A\,x[t] + B\,u[t]$, as control wants it. And the output is
+# Neither convention can do more than the other. Start from S4. Say $x[t] = h[t-1]$: the same memory, looked at before
+# the input. Then $x[t+1] = h[t] = A\,x[t] + B\,u[t]$, as control wants it. And the output is
 #
 # $$y[t] = C\,h[t] + D\,u[t] = C\,(A\,x[t] + B\,u[t]) + D\,u[t] = \underbrace{CA}_{C'}\, x[t] +
 # \underbrace{(CB + D)}_{D'}\, u[t] \tag{3.3}$$
@@ -260,32 +270,42 @@ assert torch.equal(late[1:], lti.kernel(*tiny, 3)[:, 0, 0]) and late[0] == 0
 assert torch.equal(converted, lti.kernel(*tiny, 4)[:, 0, 0])
 
 # %% [markdown]
-# ### Exercise 03.3 · From S4 to control
+# **And back?** Reading (3.3) backwards needs $C = C' A^{-1}$, and $A$ may have no inverse. A pure delay, $y[t] =
+# u[t-1]$, is in control the model $A = 0$, $B = C = 1$, $D = 0$: nothing but one number that is handed on. There is a
+# way that always works. It takes a larger state.
 #
-# **Goal.** Convert a model, skip included. **Difficulty.** derive. **Minutes.** 5
+# ### Exercise 03.3 · From control to S4
 #
-# Given the matrices of an S4 model (3.1), `A` (N, N), `B` (N, M), `C` (P, N), `D` (P, M) for M inputs and P outputs,
-# return the four matrices of the control model that gives the same outputs, as a tuple in the same order.
+# **Goal.** Convert a model, skip included, without an inverse. **Difficulty.** derive. **Minutes.** 12
+#
+# The new state $h[t]$ is a column of N + M numbers: $x[t]$, and below it $u[t]$, the input that has just come in. Given
+# the matrices of a control model, `A` (N, N), `B` (N, M), `C` (P, N), `D` (P, M) for M inputs and P outputs, return the
+# four matrices of an S4 model (3.1) that gives the same outputs, as a tuple in the same order.
 #
 # <details><summary>Hint</summary>
 #
-# It is equation (3.3). Matrices do not commute: $CA$ is not $AC$, which does not even have the right shape.
-#
-# And back? From control to S4 you need $C = C' A^{-1}$, so it works only if $A$ has an inverse. A pure delay has none.
+# Control says $x[t] = A\,x[t-1] + B\,u[t-1]$. Both things on the right stand in the old state $h[t-1]$. The lower half
+# of $h[t]$ comes from the new input alone. So what are the four blocks of the new A, and the two blocks of the new B?
+# Last: which row reads $C\,x[t] + D\,u[t]$ off $h[t]$, and what is left for the new D? `torch.cat` puts blocks
+# together, below each other with `dim=0` and side by side with `dim=1`.
 #
 # </details>
 
 
 # %%
-def to_control(A, B, C, D):
-    """The same model in control's convention: A (N, N), B (N, M), C (P, N), D (P, M) -> four of the same shapes."""
+def to_s4(A, B, C, D):
+    """An S4 model with the outputs of this control model; A (N, N), B (N, M), C (P, N), D (P, M) -> four matrices."""
     # BEGIN SOLUTION
-    return A, B, C @ A, C @ B + D
+    N, M = B.shape
+    stays_or_enters = torch.cat((A, B), dim=1)
+    forgotten = A.new_zeros(M, N + M)
+    new_input = torch.cat((A.new_zeros(N, M), torch.eye(M, dtype=A.dtype)), dim=0)
+    return torch.cat((stays_or_enters, forgotten), dim=0), new_input, torch.cat((C, D), dim=1), torch.zeros_like(D)
     # END SOLUTION
 
 
 # %%
-check("03.3", to_control)
+check("03.3", to_s4)
 
 # %% [markdown]
 # ## 4. Convolution: flip and slide
@@ -325,8 +345,8 @@ pushes = torch.zeros(16)
 pushes[[1, 3, 4, 9]] = torch.tensor([1.0, 0.5, 1.0, -1.2])
 by_recurrence = lti.recurrence(*spring, pushes[:, None])[:, 0]
 by_convolution = torch.stack([flip_and_slide(pushes, spring_kernel, t).sum() for t in range(16)])
-print("largest difference below 1e-12:", ((by_recurrence - by_convolution).abs().max() < 1e-12).item())
-assert torch.allclose(by_recurrence, by_convolution, atol=1e-12)  # float64
+print("largest difference below 1e-12:", close(by_recurrence, by_convolution))
+assert close(by_recurrence, by_convolution)
 
 
 # %%
@@ -355,12 +375,12 @@ flipbook(draw_slide, range(16), "A flipped kernel slides over the input; the pro
 # **Goal.** Write the sum (3.2) as two loops. **Difficulty.** build. **Minutes.** 8
 #
 # The input `u` has L numbers and the kernel `K` has M. M may be smaller than L (the kernel is over) or larger (its tail
-# is not needed yet). Return $y$, with L numbers. Use plain loops.
+# is not needed yet). Return $y$, a tensor with L numbers. Use plain loops.
 #
 # <details><summary>Hint</summary>
 #
-# For each t, let k run from 0 to the smaller of t and M - 1. If k ran further than t, `u[t - k]` would have a negative
-# index. Python then reads from the *end* of u and does not complain.
+# For each t, let k run from 0 to the smaller of t and M - 1, both included. If k ran further than t, `u[t - k]` would
+# have a negative index. Python then reads from the *end* of u and does not complain.
 #
 # </details>
 
@@ -388,7 +408,7 @@ check("03.4", causal_convolution)
 # %%
 flipped = torch.nn.functional.conv1d(pushes.view(1, 1, -1), spring_kernel[:16].flip(0).view(1, 1, -1), padding=15)
 print("conv1d gives", flipped.shape[-1], "numbers; the first 16 are ours")
-assert torch.allclose(flipped[0, 0, :16], by_convolution, atol=1e-12)
+assert close(flipped[0, 0, :16], by_convolution)
 
 # %% [markdown]
 # ## 5. Convolution is a matrix
@@ -413,7 +433,7 @@ def matrix_of(run, L):
 
 def is_toeplitz(T):
     """Whether each entry equals its neighbour one down and one to the right."""
-    return torch.allclose(T[1:, 1:], T[:-1, :-1], atol=1e-12)
+    return close(T[1:, 1:], T[:-1, :-1])
 
 
 def run_tiny(u):
@@ -463,8 +483,8 @@ for name, matrix in matrices.items():
 
 # %% [markdown]
 # **What to see.** White is 0. Above the diagonal all is white: no output hears a later input. On the left, stripes run
-# along the diagonals: one kernel, moved. On the right there are two triangles. What came before step 7 and what came
-# after it never meet. No single kernel can draw this picture.
+# along the diagonals: one kernel, moved. On the right there are two triangles. What came before step 7 and what comes
+# from step 7 on never meet. No single kernel can draw this picture.
 #
 # Keep the right picture in mind. In Mamba the factor that keeps the state depends on the token (chapter 05). Its matrix
 # looks like the right one. So "Mamba trains in convolution mode" is wrong: S4 does, Mamba cannot.
@@ -518,11 +538,11 @@ def laws(run, L=16, delay=3):
     """Which laws `run`, from (L,) to (L,), obeys on one random example: linear, time-invariant, causal."""
     generator = torch.Generator().manual_seed(0)
     u, v = torch.randn(2, L, generator=generator)
-    linear = torch.allclose(run(2 * u - 3 * v), 2 * run(u) - 3 * run(v), atol=1e-10)
+    linear = close(run(2 * u - 3 * v), 2 * run(u) - 3 * run(v), 1e-10)
     u[-delay:] = 0  # room for the delay
-    invariant = torch.allclose(run(u.roll(delay))[delay:], run(u)[:-delay], atol=1e-10)
+    invariant = close(run(u.roll(delay))[delay:], run(u)[:-delay], 1e-10)
     changed = torch.cat((u[: L // 2], v[L // 2 :]))
-    causal = torch.allclose(run(changed)[: L // 2], run(u)[: L // 2], atol=1e-10)
+    causal = close(run(changed)[: L // 2], run(u)[: L // 2], 1e-10)
     return linear, invariant, causal
 
 
@@ -559,9 +579,9 @@ assert laws(run_blur) == (True, True, False)
 
 # %% [markdown]
 # **Mamba and the laws.** The selective system is time-invariant: the same tokens later give the same answer later. But
-# it is not linear, because the input stands in the factor, too. One may also hold the factors fixed and look at the
-# rest. Then it is linear, but not time-invariant; that is the right picture of section 5. Either way a law is broken,
-# and there is no kernel.
+# it is not linear, because the input stands in the factor, too. One may also write down the factors that one input has
+# given, and keep them for all other inputs. What is left is linear, but not time-invariant; that is the right picture
+# of section 5. Either way a law is broken, and there is no kernel.
 #
 # ## 7. The fast way: FFT
 #
@@ -579,7 +599,7 @@ assert laws(run_blur) == (True, True, False)
 t = torch.arange(8)
 waves = torch.exp(-2j * math.pi * t[:, None] * t[None, :] / 8)  # row f: the wave f, running backwards
 u = torch.tensor([0.0, 0, 0, 0, 0, 0, 8, 0])
-assert torch.allclose(waves @ u.to(waves.dtype), torch.fft.fft(u), atol=1e-12)
+assert close(waves @ u.to(waves.dtype), torch.fft.fft(u))
 print("multiplications of the matrix product:", waves.numel(), " of an FFT: about", 8 // 2 * 3)
 
 # %% [markdown]
@@ -591,7 +611,7 @@ print("multiplications of the matrix product:", waves.numel(), " of an FFT: abou
 # %%
 moved = torch.fft.ifft(torch.fft.fft(u) * torch.exp(-2j * math.pi * t * 3 / 8)).real
 print("before:", u.int().tolist(), " moved by 3:", moved.round().int().tolist())
-assert torch.allclose(moved, u.roll(3), atol=1e-12)
+assert close(moved, u.roll(3))
 
 # %% [markdown]
 # The 8 of step 6 is now at step 1. The waves have no beginning and no end. After L steps they start again, so they live
@@ -628,9 +648,9 @@ def circular_convolution(u, K):
 K = lti.kernel(*tiny, 8)[:, 0, 0]
 by_hand = torch.tensor([2, 1, 0.5, 0.25, 0.125, 0.0625, 8, 4])
 on_a_ring = torch.fft.irfft(torch.fft.rfft(K) * torch.fft.rfft(u), n=8)  # r: for real signals; n: how many numbers
-print("on a ring, as by hand:", torch.allclose(on_a_ring, by_hand, atol=1e-12), "  right:", run_tiny(u).tolist())
-assert torch.allclose(on_a_ring, by_hand, atol=1e-12)  # float64
-assert torch.allclose(circular_convolution(u, K), by_hand, atol=1e-12)
+print("on a ring, as by hand:", close(on_a_ring, by_hand), "  right:", run_tiny(u).tolist())
+assert close(on_a_ring, by_hand)
+assert close(circular_convolution(u, K), by_hand)
 
 # %% [markdown]
 # **The cure: zeros.** Make the ring longer. Fill both signals up with 8 zeros, so that the ring has 16 places. The tail
@@ -639,7 +659,7 @@ assert torch.allclose(circular_convolution(u, K), by_hand, atol=1e-12)
 # %%
 on_a_longer_ring = torch.fft.irfft(torch.fft.rfft(K, n=16) * torch.fft.rfft(u, n=16), n=16)  # n fills up with zeros
 print("kept:", [float(f"{value:.3f}") + 0.0 for value in on_a_longer_ring[:8].tolist()])
-assert torch.allclose(on_a_longer_ring[:8], run_tiny(u), atol=1e-12)
+assert close(on_a_longer_ring[:8], run_tiny(u))
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 2.7), layout="constrained", sharey=True)
@@ -668,7 +688,7 @@ def by_fft(u, K, n):
 
 
 u, K = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-enough = [n for n in range(8, 20) if torch.allclose(by_fft(u, K, n), lti.fft_convolution(u, K), atol=1e-12)]
+enough = [n for n in range(8, 20) if close(by_fft(u, K, n), lti.fft_convolution(u, K))]
 print("L = 8: the shortest ring that gives the right numbers has", enough[0], "places")
 assert enough == list(range(2 * 8 - 1, 20))
 
@@ -681,8 +701,8 @@ assert enough == list(range(2 * 8 - 1, 20))
 for L in (1, 2, 3, 63, 64, 65, 197):
     u, K = torch.randn(2, L, generator=torch.Generator().manual_seed(L))
     by_sum = torch.stack([flip_and_slide(u, K, t).sum() for t in range(L)])
-    assert torch.allclose(lti.fft_convolution(u, K), by_sum, atol=1e-11)  # float64
-    assert torch.allclose(by_fft(u, K, 2 * L), by_sum, atol=1e-11)
+    assert close(lti.fft_convolution(u, K), by_sum, 1e-11)
+    assert close(by_fft(u, K, 2 * L), by_sum, 1e-11)
 print("equal for 7 lengths; laws:", laws(lambda u: lti.fft_convolution(u, spring_kernel[:16])))
 
 # %% [markdown]
@@ -695,8 +715,9 @@ print("equal for 7 lengths; laws:", laws(lambda u: lti.fft_convolution(u, spring
 #
 # <details><summary>Hint</summary>
 #
-# The last step that a product can reach is L + M - 2. A ring of L + M places is always enough. 2L is not: if K is
-# longer than the ring, `rfft(K, n=2 * L)` cuts it off; if it just fits, its tail can still come round.
+# The last step that a product can reach is L + M - 2. A ring of L + M places is always enough. 2L is not, if K is
+# longer than u: then the last products come round. And tell `irfft` its n, too. Without it, it gives an even number of
+# places.
 #
 # </details>
 
@@ -730,12 +751,52 @@ check("03.6", convolve_by_fft)
 # is that of running; training keeps more for the gradient, also the L states of a recurrence.
 #
 # Counting is half of the truth. The other half is waiting. A recurrence cannot begin step 5 before step 4 is done. A
-# processor with a thousand arithmetic units uses few of them. The sum and the FFT give it all the work at once. So we
-# measure, too. The state has N = 4 numbers; kernel and matrix are made beforehand.
+# processor with a thousand arithmetic units uses few of them. The sum and the FFT give it all the work at once. We draw
+# both halves, for N = 4 states; the kernel is made beforehand.
 
 # %%
-generator = torch.Generator().manual_seed(0)
-noise = torch.randn(2048, generator=generator)
+lengths = [2**power for power in range(4, 12)]
+N = 4
+multiplications = {
+    "recurrence": [L * (N**2 + 2 * N) for L in lengths],
+    "sum": [L * (L + 1) / 2 for L in lengths],
+    "FFT": [6 * 2 * L * math.log2(2 * L) + 4 * 2 * L for L in lengths],
+}
+rounds = {"recurrence": lengths, "sum": [1 for L in lengths], "FFT": [2 * math.log2(2 * L) for L in lengths]}
+print("L = 2048, thousands of multiplications:", {name: round(n[-1] / 1000) for name, n in multiplications.items()})
+print("L = 2048, rounds:", {name: round(n[-1]) for name, n in rounds.items()})
+assert multiplications["recurrence"][-1] < multiplications["FFT"][-1] < multiplications["sum"][-1]
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.2), layout="constrained")
+for name, style in zip(multiplications, ("o-", "s-", "^-"), strict=True):
+    axes[0].loglog(lengths, multiplications[name], style, label=name)
+    axes[1].loglog(lengths, rounds[name], style, label=name)
+axes[0].set(xlabel="length L", ylabel="multiplications", title="All inputs known: the work")
+axes[1].set(xlabel="length L", ylabel="rounds", title="All inputs known: the waiting")
+so_far = torch.arange(1, 2049)
+axes[2].loglog(so_far, torch.full((2048,), 4.0**2 + 2 * 4), label="recurrence")
+axes[2].loglog(so_far, so_far, label="sum")
+axes[2].set(xlabel="inputs so far", ylabel="multiplications", title="For the next output only")
+for axis in axes:
+    axis.legend()
+plt.show()
+print("for the next output, recurrence and sum cost the same after", 4**2 + 2 * 4, "inputs")
+
+# %% [markdown]
+# **What to see.** Both axes are logarithmic, so $L^p$ is a straight line of slope p. Left: the sum has slope 2 and ends
+# highest. The recurrence is the *lowest* line at 2,048 steps: it needs a sixth of the multiplications of the FFT.
+# Middle: the same recurrence needs 2,048 rounds, the FFT 24, the sum 1.
+#
+# On the right only the *next* output is wanted, because the next input is not known yet. This is how a model writes
+# text, or follows a measurement. The recurrence does the same small work at step 2,000 as at step 1, and remembers N
+# numbers. The sum must go back over all the past, and keep it. The FFT cannot even begin.
+#
+# Left and middle disagree when all inputs are known. Which of the two decides? Time does, so we measure it. The next
+# cell computes the same outputs in three ways.
+
+# %%
+noise = torch.randn(2048, generator=torch.Generator().manual_seed(0))
 A_bar, B_bar = discretize(torch.diag(-torch.arange(1.0, 5.0)), torch.ones(4, 1), 0.01, "zoh")
 system = A_bar, B_bar, torch.ones(1, 4)
 long_kernel = lti.kernel(*system, 2048)[:, 0, 0]
@@ -743,14 +804,17 @@ ages = torch.arange(2048)[:, None] - torch.arange(2048)
 long_matrix = torch.where(ages >= 0, long_kernel[ages.clamp(min=0)], 0.0)
 ways = {
     "recurrence": lambda L: lti.recurrence(*system, noise[:L, None])[:, 0],
-    "matrix": lambda L: long_matrix[:L, :L] @ noise[:L],
+    "sum": lambda L: long_matrix[:L, :L] @ noise[:L],  # all sums at once, by the matrix (3.4), zeros included
     "FFT": lambda L: lti.fft_convolution(noise[:L], long_kernel[:L]),
 }
-assert all(torch.allclose(way(2048), ways["FFT"](2048), atol=1e-10) for way in ways.values())
+assert all(close(way(2048), ways["FFT"](2048), 1e-10) for way in ways.values())
 print("three ways, one result, L = 2048")
 
+# %% [markdown]
+# Times differ from machine to machine and from run to run. So no picture of them is stored in this notebook: **run the
+# next cell, and see yours.** Before you do, say which line will be the highest, and what slope it will have.
+
 # %% tags=["nbval-ignore-output"]
-lengths = [2**power for power in range(4, 12)]
 seconds = {name: [] for name in ways}
 for name, way in ways.items():
     for L in lengths:
@@ -761,42 +825,30 @@ for name, way in ways.items():
             best = min(best, time.perf_counter() - start)
         seconds[name].append(best)
 
+fig, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+for (name, times), style in zip(seconds.items(), ("o-", "s-", "^-"), strict=True):
+    axis.loglog(lengths, times, style, label=name)
+axis.set(xlabel="length L", ylabel="seconds", title="All inputs known, measured on this machine")
+axis.legend()
+plt.show()
+
 # %%
 faster = seconds["recurrence"][-1] > 10 * seconds["FFT"][-1]
 print("at L = 2048 the FFT is more than 10 times faster than the loop:", faster)
 assert faster
 
-# %%
-so_far = torch.arange(1, 2049)
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-for (name, times), style in zip(seconds.items(), ("o-", "s-", "^-"), strict=True):
-    left.loglog(lengths, times, style, label=name)
-left.set(xlabel="length L", ylabel="seconds", title="All inputs known, measured here")
-right.loglog(so_far, torch.full((2048,), 4.0**2 + 2 * 4), label="recurrence")
-right.loglog(so_far, so_far, label="sum over the kernel")
-right.set(xlabel="inputs so far", ylabel="multiplications", title="For the next output only, counted")
-left.legend()
-right.legend()
-plt.show()
-print("for the next output, recurrence and sum cost the same after", 4**2 + 2 * 4, "inputs")
-
 # %% [markdown]
-# **What to see.** Left: both axes are logarithmic, so $L^p$ is a straight line of slope p. The recurrence has slope 1:
-# L steps, one after the other. Each costs as much time as Python takes to start a few tiny operations, so the line lies
-# high. The matrix starts low, but its slope goes towards 2. The FFT is the lowest line for long sequences. Its slope is
-# at most a little above 1; where it is flat, starting the operation costs more than the operation.
-#
-# Right: now only the *next* output is wanted, because the next input is not known yet. This is how a model writes text,
-# or follows a measurement. The recurrence does the same small work at step 2,000 as at step 1, and remembers N numbers.
-# The sum must go back over all the past, and keep it. The FFT cannot even begin.
+# **What to see, when you have run it.** The waiting decides. The recurrence lies high, with slope 1: L steps, one after
+# the other. Each costs as much time as Python takes to start a few tiny operations. The sum starts low, but its slope
+# goes towards 2. The FFT is the lowest line for long sequences. Where it is flat, starting the operation costs more
+# than the operation.
 #
 # So: **train as a convolution, when all inputs are known; generate as a recurrence, when they come one by one.** One
 # model, two ways to run it. S4 does exactly this.
 #
-# A warning about counting. For a diagonal $\bar A$ the recurrence needs only about $3N$ multiplications per step, which
-# can be fewer than the FFT needs. The loop still loses on the left, because it waits. Chapter 06 removes the waiting
-# without any FFT, and chapter 07 removes the cost of starting operations. That is why Mamba, which has no kernel, can
-# be fast.
+# The loop's weakness is the waiting, not the work. And the work can shrink further: for a diagonal $\bar A$ a step
+# takes only $3N$ multiplications. Chapter 06 removes the waiting without any FFT, and chapter 07 removes the cost of
+# starting operations. That is why Mamba, which has no kernel, can be fast.
 #
 # ### Exercise 03.7 · Choose the way
 #
@@ -807,8 +859,8 @@ print("for the next output, recurrence and sum cost the same after", 4**2 + 2 * 
 # number:
 # - `"recurrence"`: for each sequence, the recurrence.
 # - `"sum"`: the kernel once for the whole batch, and the sum over the kernel for each sequence.
-# - `"fft"`: the kernel once, and the FFT for each sequence. Not available if `generate` is True: then each output must
-#   be there before the next input is known.
+# - `"fft"`: the kernel once, and the FFT row of the table for each sequence. Not available if `generate` is True: then
+#   each output must be there before the next input is known.
 #
 # When you have it, try it: for which N does the recurrence win at L = 1024 and batch 1? And at batch 64?
 #
@@ -840,9 +892,9 @@ check("03.7", choose)
 # %% [markdown]
 # <details><summary>What counting shows</summary>
 #
-# At L = 1024 and batch 1 the recurrence wins up to N = 140: making the kernel takes nearly as many multiplications as
-# running the recurrence once. At batch 64 it wins only up to N = 10. The kernel is made once and shared by all
-# sequences. This is what makes the convolution a way to *train*.
+# At L = 1024 and batch 1 the recurrence wins below N = 140, where the FFT costs the same: making the kernel takes
+# nearly as many multiplications as running the recurrence once. At batch 64 it wins only up to N = 10. The kernel is
+# made once and shared by all sequences. This is what makes the convolution a way to *train*.
 #
 # </details>
 #
@@ -870,7 +922,7 @@ mixture = (shares * poles ** torch.arange(40)[:, None]).sum(dim=1)
 radius, angle = poles[0].abs().item(), poles[0].angle().abs().item()
 print(f"radius {radius:.3f}: half-life {math.log(0.5) / math.log(radius):.1f} steps")
 print(f"angle {angle:.3f}: one swing in {2 * math.pi / angle:.1f} steps")
-assert torch.allclose(mixture.real, spring_kernel, atol=1e-12) and mixture.imag.abs().max() < 1e-12
+assert close(mixture, spring_kernel)  # and so the imaginary parts cancel
 
 
 # %%
@@ -894,10 +946,11 @@ print("frames:", len(path), " poles outside the unit circle:", sum(abs(pole) > 1
 flipbook(draw_pole, path, "A pair of poles moves in the complex plane, and the kernel changes with it")
 
 # %% [markdown]
-# **What to see.** First the pole moves outwards along the real axis: the memory gets longer. Then it turns: the kernel
-# begins to swing, faster and faster. Then it moves outwards again and crosses the circle of radius 1: there the kernel
-# never fades, and beyond it explodes. A training run that pushes a pole over the circle can end in NaN. This is why
-# state-space layers do not learn a free $\bar A$.
+# **What to see.** Crosses are poles. A pair has equal shares $c_n = \tfrac12$ here, so $K[k] = r^k \cos \theta k$.
+# First the pole moves outwards along the real axis: the memory gets longer. Then it becomes a pair and turns: the
+# kernel begins to swing, faster and faster. Then it moves outwards again and crosses the circle of radius 1: there the
+# kernel never fades, and beyond it explodes. A training run that pushes a pole over the circle can end in NaN. This is
+# why state-space layers do not learn a free $\bar A$.
 #
 # **A mixture can do what its parts cannot.** A power of a real number between 0 and 1 has its peak at age 0. Can a
 # kernel look back at age 10, and nowhere else? As a mixture, yes. We take the matrices of LSSL, called HiPPO-LegS;
@@ -928,13 +981,14 @@ for axis, title in zip(axes, ("The first four parts", "The best mixture for a lo
     axis.set(xlabel="age k (steps)", ylabel="K[k]", title=title)
     axis.legend()
 plt.show()
-print("first states shown:", 4, " all of them:", len(parts.T))
+print("the first four are largest at the ages", parts[:, :4].abs().argmax(dim=0).tolist())
 
 # %% [markdown]
-# **What to see.** Left: the parts. None has its peak at 10. Right: 4 states can only say "roughly then", 24 states can
-# point at one step. There is a limit behind this. N numbers cannot hold more than N independent inputs. Whoever wants
-# to hand out the input of 10 steps ago, at every step, must hold that one and the ten since then: eleven numbers at
-# least. The 12 states here do not reach it, because LegS shares them among older inputs as well.
+# **What to see.** Left: the first four parts of 24. Each is largest at age 0; state 3 has a hump near age 10, but a low
+# and broad one. Right: 4 states can only say "roughly then", 24 states can point at one step. There is a limit behind
+# this. N numbers cannot hold more than N independent inputs. Whoever wants to hand out the input of 10 steps ago, at
+# every step, must hold that one and the ten since then: eleven numbers at least. The 12 states here do not reach it,
+# because LegS shares them among older inputs as well.
 #
 # ## 10. A layer that learns
 #
@@ -958,13 +1012,17 @@ inside = bool((torch.linalg.eigvals(A_bar).abs() < 1).all())
 print("one A, four step sizes, so four A_bar:", tuple(A_bar.shape), " all poles inside the circle:", inside)
 for channel in range(4):
     K = lti.kernel(A_bar[channel], B_bar[channel, :, None], layer.C[channel, None], 50)[:, 0, 0]
-    assert torch.allclose(layer.kernel(50)[channel], K, atol=1e-12)  # float64
+    assert close(layer.kernel(50)[channel], K)
 assert inside
 
 # %% [markdown]
 # `layer.kernel` does not loop over L ages. It cuts an age into $k = jm + i$ with $m \approx \sqrt L$ and uses $K[jm +
 # i] = (C \bar A^{jm})(\bar A^i \bar B)$: about $\sqrt L$ rows times about $\sqrt L$ columns. Training needs the
 # intermediate results for the gradient, and these are far fewer than L vectors of N numbers.
+#
+# `layer.step` computes $\bar A$ and $\bar B$ anew at each call. That is simple, and right after every training step,
+# but not fast: about $N^3$ multiplications per channel and token, where the step itself takes $N^2$. Diagonal matrices
+# (chapter 04) make this price vanish.
 #
 # **Convolution and recurrence, once more.** One layer, two ways, the same outputs.
 
@@ -981,7 +1039,7 @@ def run_by_steps(layer, u):
 
 u = torch.randn(2, 65, 4)
 with torch.no_grad():
-    same = torch.allclose(layer(u), run_by_steps(layer, u), atol=1e-10)  # float64
+    same = close(layer(u), run_by_steps(layer, u), 1e-10)
 print("output:", tuple(layer(u).shape), " convolution = recurrence:", same)
 assert same
 
@@ -1055,7 +1113,7 @@ with torch.no_grad():
     by_steps = decoder(run_by_steps(memory, encoder(u)))
     at_once = with_memory(u)
     error = (by_steps[:, LAG:] - u[:, :-LAG]).square().mean()
-same = torch.allclose(by_steps, at_once, atol=1e-10)  # float64
+same = close(by_steps, at_once, 1e-10)
 print("same answers:", same, "  error still below 0.05:", (error < 0.05).item())
 print("numbers kept from step to step:", memory.initial_state(1).numel(), "  inputs seen in the end:", u.shape[1])
 assert same and error < 0.05
@@ -1086,7 +1144,7 @@ windows = nn.functional.pad(u, (39, 0)).unfold(0, 40, 1)  # (4000, 40): row t ho
 flipped_kernel = torch.linalg.lstsq(windows, wanted[:, None]).solution[:, 0]
 error = ((windows @ flipped_kernel - wanted).square().mean() / wanted.square().mean()).item()
 print("the best kernel leaves more than a third of the variance unexplained:", error > 1 / 3)
-fades = torch.allclose(flipped_kernel.flip(0), 0.8 ** torch.arange(40), atol=0.1)  # 4,000 steps are a small sample
+fades = close(flipped_kernel.flip(0), 0.8 ** torch.arange(40), 0.1)  # 4,000 steps are a small sample
 print("it is about 0.8^k:", fades)
 assert error > 1 / 3 and fades
 
