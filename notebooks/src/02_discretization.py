@@ -223,14 +223,15 @@ print("twice as fast in half the step is the same recurrence, for", len(RULES), 
 # $$h(\Delta) = \underbrace{e^{\Delta A}}_{\bar A}\,h(0) + \underbrace{\int_0^\Delta e^{sA}\,ds\;B}_{\bar B}\;u
 # \tag{2.3}$$
 #
-# Nothing was approximated. This is the **zero-order hold**, ZOH. The name is about the input, which is held and not
+# (Read $A$ as a number for now. Section 7 says what $e^{sA}$ is for a matrix, and all of this stays true.) Nothing was
+# approximated. This is the **zero-order hold**, ZOH. The name is about the input, which is held and not
 # interpolated: a polynomial of order zero. If $A$ is a number and not zero, the integral is $(e^{\Delta A} - 1)/A$. If
 # $A$ is zero, it is $\Delta$. Mamba writes the same thing as $\bar B = (\Delta A)^{-1}(e^{\Delta A} - I)\,\Delta B$
 # (Eq. 4).
 #
 # **By hand.** The cup has $A = -1$, $B = 1$, $\Delta = 0.5$. So $\bar A = e^{-0.5} = 0.607$: after a quarter of an
-# hour, 60.7 % of the warmth is left. And $\bar B = (e^{-0.5} - 1)/(-1) = 0.393$: the other 39.3 % have come from the
-# plate. On a plate of 40 degrees, a cold cup has $0.393 \cdot 40 = 15.7$ degrees after one step. That is the exact
+# hour, 60.7 % of the warmth is left. And $\bar B = (e^{-0.5} - 1)/(-1) = 0.393$: 39.3 % of the plate's warmth have
+# come in. On a plate of 40 degrees, a cold cup has $0.393 \cdot 40 = 15.7$ degrees after one step. That is the exact
 # value of section 1.
 #
 # `discretize_diagonal` is the package's function for numbers. It gives $\bar A$ and the factor of $B$. We check it
@@ -272,9 +273,10 @@ def zoh_step(A, B, delta):
 check("02.2", zoh_step)
 
 # %% [markdown]
-# **A trap for small steps.** Mamba's smallest step is 0.001, and networks calculate in float32, with 7 digits. There
-# $e^{-0.001} = 0.9990005$. If we subtract 1, the leading digits cancel, and only four digits are left. The
-# package computes $e^x - 1$ as $2 e^{x/2} \sinh(x/2)$, where nothing cancels. We compare both with float64.
+# **A trap for small steps.** Mamba's smallest step at the start of its training is 0.001, and networks calculate in
+# float32, with 7 digits. There $e^{-0.001} = 0.9990005$. If we subtract 1, the leading digits cancel, and only four
+# digits are left. The package computes $e^x - 1$ as $2 e^{x/2} \sinh(x/2)$, where nothing cancels. We compare both
+# with float64.
 
 # %%
 x = torch.tensor([-1e-3, -1e-5, -1e-7])
@@ -308,7 +310,7 @@ assert ((ours - exact_values) / exact_values).abs().max() < 1e-6 < ((naive - exa
 # | $\alpha$ | name | the slope is taken | where it is used |
 # |---|---|---|---|
 # | 0 | forward Euler | at the old state | the first rule anyone tries; the $\bar B$ of Mamba's code |
-# | 1 | backward Euler | at the new state, so an equation must be solved | stiff equations |
+# | 1 | backward Euler | at the new state, so an equation must be solved | stiff equations: slow and fast states |
 # | 1/2 | bilinear, also called Tustin's or trapezoidal | at the mean of both | S4, Eq. 3 |
 #
 # Backward Euler sounds like cheating: it uses the new state to compute the new state. For a linear equation this is no
@@ -351,16 +353,16 @@ print("difference_rule equals the package for", len(A), "values of A and 4 value
 #
 # All rules approximate the exponential. Write $x = \Delta A$ and compare the power series:
 #
-# | rule | $\bar A$ as a function of $x$ | its series | first wrong term |
+# | rule | A_bar as a function of x | its series | first wrong term |
 # |---|---|---|---|
-# | exact, ZOH | $e^x$ | $1 + x + x^2/2 + x^3/6 + \dots$ | none |
-# | forward Euler | $1 + x$ | $1 + x$ | $x^2$ |
-# | backward Euler | $1/(1 - x)$ | $1 + x + x^2 + \dots$ | $x^2$ |
-# | bilinear | $(1 + x/2)/(1 - x/2)$ | $1 + x + x^2/2 + x^3/4 + \dots$ | $x^3$ |
+# | exact, ZOH | exp(x) | 1 + x + x²/2 + x³/6 + ... | none |
+# | forward Euler | 1 + x | 1 + x | x² |
+# | backward Euler | 1 / (1 - x) | 1 + x + x² + ... | x² |
+# | bilinear | (1 + x/2) / (1 - x/2) | 1 + x + x²/2 + x³/4 + ... | x³ |
 #
 # So one step of Euler is wrong by something like $\Delta^2$. To reach a fixed time, say 1, we need $1/\Delta$ steps,
-# and their errors add up: $\Delta^2 \cdot 1/\Delta = \Delta$. **Half the step, half the error.** This is called order
-# 1. The bilinear rule gains one power: half the step, a quarter of the error, order 2.
+# and their errors add up: $\Delta^2 \cdot 1/\Delta = \Delta$. **Half the step, half the error.** That is **order** 1.
+# The bilinear rule gains one power: half the step, a quarter of the error, order 2.
 #
 # If the error is $c\,\Delta^p$, then $\log(\text{error}) = \log c + p \log \Delta$. On paper with two logarithmic axes
 # this is a straight line with the slope $p$. Let us measure $p$: the cooling cup, at time 1, for eight step sizes.
@@ -664,7 +666,7 @@ for axis, (method, name) in zip(axes, RULES.items(), strict=True):
     shades = axis.contourf(real, imaginary, size[method], levels=[0, 0.2, 0.4, 0.6, 0.8, 1], cmap="Greens_r")
     axis.contour(real, imaginary, size[method], levels=[1], colors="black", linewidths=0.8)
     axis.axvline(0, color="tab:red", linewidth=0.9)
-    axis.set(xlabel="real part of delta A", title=name, aspect="equal")
+    axis.set(xlabel="real part of delta A", title=name, aspect="equal", xticks=[-3, -2, -1, 0, 1])
 axes[0].set_ylabel("imaginary part of delta A")
 fig.colorbar(shades, label="size of A_bar")
 plt.show()
@@ -724,7 +726,8 @@ print(f"after {100 * 0.2:.0f} units of time, bilinear is {late:.2g} units late")
 # %%
 swing_A = torch.tensor([[-0.5, 2.0], [-2.0, -0.5]])  # its eigenvalues are -0.5 + 2i and -0.5 - 2i
 swing_a = torch.tensor([-0.5 + 2j, -0.5 - 2j])
-assert close(torch.linalg.eigvals(swing_A).imag.abs(), torch.tensor([2.0, 2.0]))
+eigenvalues = torch.linalg.eigvals(swing_A)
+assert close(eigenvalues.real, swing_a.real) and close(eigenvalues.imag.abs(), swing_a.imag.abs())
 largest = 2 * 0.5 / (0.5**2 + 2**2)  # where |1 + x| = 1
 assert abs(abs(1 + largest * swing_a[0]) - 1) < 1e-12
 
@@ -741,10 +744,13 @@ def draw_step(figure, delta):
     left.set_title(f"delta = {delta:.2f}", fontsize=10)
     fine = torch.linspace(0, 6, 200)
     states = run(discretize(swing_A, spring_B, delta, "euler")[0], torch.tensor([1.0, 0.0]), int(6 / delta))
-    right.plot(fine, torch.exp(-0.5 * fine) * torch.cos(2 * fine), color="black", linewidth=1)
-    right.plot(delta * torch.arange(len(states)), states[:, 0], "o-", color=colour, markersize=3, linewidth=0.8)
+    right.plot(fine, torch.exp(-0.5 * fine) * torch.cos(2 * fine), color="black", linewidth=1, label="exact")
+    right.plot(
+        delta * torch.arange(len(states)), states[:, 0], "o-", color=colour, markersize=3, linewidth=0.8, label="Euler"
+    )
     right.set(xlabel="time", ylabel="position", ylim=(-2.4, 2.4))
     right.set_title("fades" if inside else "explodes", fontsize=10)
+    right.legend(loc="lower left", fontsize=8)
 
 
 # %%
@@ -846,10 +852,10 @@ assert torch.isinf(discretize_diagonal(-A, 0.1)[0][-1] ** 1000)
 #
 # **Goal.** Initialise a Mamba for a wanted half-life. **Difficulty.** build. **Minutes.** 10
 #
-# A Mamba stores `A_log` (N,), from which it makes $A$, and a number $z$, from which it makes
-# $\Delta = \text{softplus}(z)$. Which $z$ gives each state a half-life of `tokens` tokens? `tokens` is a float; return
-# $z$ as a tensor (N,). Mamba's own initialisation does the last part of it: it draws a step size and looks for the bias
-# $z$ that gives it.
+# A Mamba stores `A_log` (N,), from which it makes $A$, and a number $z$, from which it makes $\Delta =
+# \text{softplus}(z)$. Each of the N states would need its own $z$ to have a half-life of `tokens` tokens. Which?
+# `tokens` is a float; return the N answers as a tensor (N,). Mamba's own initialisation does the last part of it: it
+# draws a step size and looks for the bias $z$ that gives it.
 #
 # <details><summary>Hint</summary>
 #
@@ -880,11 +886,11 @@ check("02.6", softplus_input)
 # forget the past, take the token. Anything between mixes. Try it by hand: $u = 8, 100, 5$ with $\Delta = \ln 2$, $0$,
 # $20$.
 #
-# | token | $\Delta$ | g | h = (1 - g) h + g u |
+# | token: u | step: delta | gate: g | state: (1 - g) h + g u |
 # |---|---|---|---|
-# | 8 | $\ln 2$ | 1/2 | 4 |
-# | 100 | 0 | 0 | 4 |
-# | 5 | 20 | 1 | 5 |
+# | 8 | ln 2 | 1/2 | 0 + 4 = 4 |
+# | 100 | 0 | 0 | 4 + 0 = 4 |
+# | 5 | 20 | 1 | 0 + 5 = 5 |
 
 # %%
 u, delta = torch.tensor([8.0, 100.0, 5.0]), torch.tensor([math.log(2), 0.0, 20.0])
@@ -962,12 +968,13 @@ axis.axvspan(0.001, 1.6, color="tab:orange", alpha=0.2, label="Mamba at its star
 axis.set(xlabel="delta |A|", ylabel="ZOH / Euler", ylim=(0, 1.05), title="How much smaller B_bar is with ZOH")
 axis.legend()
 plt.show()
-print("ratio at both ends of the band:", [f"{(1 - math.exp(-x)) / x:.3g}" for x in (0.001, 1.6)])
+smaller = [100 * (1 - (1 - math.exp(-x)) / x) for x in (0.001, 1.6)]
+print(f"ZOH is smaller by {smaller[0]:.1g} % at the left end of the band and by {smaller[1]:.2g} % at the right end")
 
 # %% [markdown]
 # **What to see.** In most of the orange band the ratio is close to 1. At its left end, where $A$ is $-1$ and $\Delta$
-# is 0.001, it is 0.9995: nobody could tell the rules apart. At its right end, for $A = -16$ and $\Delta = 0.1$, it is
-# 0.499: where fast states meet large steps, the code lets in twice as much as the paper.
+# is 0.001, it is 0.9995: nobody could tell the rules apart. At its right end, for $A = -16$ and $\Delta = 0.1$, it is a
+# half: where fast states meet large steps, the code lets in twice as much as the paper.
 #
 # **What does it do to an output?** One channel with Mamba's 16 states and a random input, once with the paper's
 # $\bar B$ and once with the code's. The code's version is also what `minivim.selective_scan` computes.
@@ -1074,7 +1081,7 @@ full = respond(*discretize(resonator_A, resonator_B, 0.01), sound)
 old = respond(*discretize(resonator_A, resonator_B, 0.01), sound[::2])
 new = respond(*discretize(resonator_A, resonator_B, 0.02), sound[::2])
 print(f"same recurrence: off by {difference(full[1::2], old):.0%}")
-print(f"delta doubled:   off by {difference(full[1::2], new):.0%}")
+print(f"delta doubled:   off by {difference(full[1::2], new):.1%}")
 assert difference(full[1::2], new) < 0.15 < 0.5 < difference(full[1::2], old)
 
 # %%
