@@ -42,6 +42,21 @@ def fuse_adding(mean, variance, y, R):
     return mean + variance / (variance + R) * (y - mean), variance + R
 
 
+def fuse_upside_down(mean, variance, y, R):
+    gain = R / (variance + R)
+    return mean + gain * (y - mean), (1 - gain) * variance
+
+
+def fuse_gain_as_variance(mean, variance, y, R):
+    gain = variance / (variance + R)
+    return mean + gain * (y - mean), gain
+
+
+def fuse_squares(mean, variance, y, R):
+    gain = variance**2 / (variance**2 + R**2)
+    return mean + gain * (y - mean), (1 - gain) * variance**2
+
+
 def fuse_roots(mean, variance, y, R):
     gain = variance**0.5 / (variance**0.5 + R**0.5)
     return mean + gain * (y - mean), (1 - gain) * variance
@@ -81,6 +96,11 @@ def correct_R_twice(C, R, mean, covariance, y):
     return mean + K @ (y - C @ mean), covariance - K @ C @ covariance + K @ R @ K.T
 
 
+def correct_R_added(C, R, mean, covariance, y):
+    K = gain_of(C, C @ covariance @ C.T + R, covariance)
+    return mean + K @ (y - C @ mean), covariance - K @ C @ covariance + R
+
+
 def correct_by_y(C, R, mean, covariance, y):
     K = gain_of(C, C @ covariance @ C.T + R, covariance)
     return mean + K @ y, covariance - K @ C @ covariance
@@ -111,20 +131,35 @@ def back_growing(A, mean, covariance, predicted_mean, predicted_covariance, next
     return mean + G @ (next_mean - predicted_mean), covariance - G @ (next_covariance - predicted_covariance) @ G.T
 
 
+def back_as_if_told(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    G = covariance @ A.T @ torch.linalg.inv(predicted_covariance)
+    return mean + G @ (next_mean - predicted_mean), covariance - G @ predicted_covariance @ G.T
+
+
+def back_from_the_covariance(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    G = covariance @ A.T @ torch.linalg.inv(predicted_covariance)
+    return mean + G @ (next_mean - predicted_mean), covariance + G @ (next_covariance - covariance) @ G.T
+
+
+def back_by_own_inverse(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
+    G = covariance @ A.T @ torch.linalg.inv(covariance)
+    return mean + G @ (next_mean - predicted_mean), covariance + G @ (next_covariance - predicted_covariance) @ G.T
+
+
 def back_not_at_all(A, mean, covariance, predicted_mean, predicted_covariance, next_mean, next_covariance):
     return mean, covariance
 
 
-def follow(A, C, Q, R, mean, covariance, y, zero=False, frozen=False, early=False):
+def follow(A, C, Q, R, mean, covariance, y, zero=False, frozen=False, early=False, falsy=False, late=False):
     means = []
     for t, each in enumerate(y):
         moved = t > 0 and not (frozen and y[t - 1] is None)
         if moved or early:
             mean, covariance = A @ mean, A @ covariance @ A.T + Q
-        if zero or each is not None:
+        if zero or (bool(each) if falsy else each is not None):
             K = covariance @ C.T @ torch.linalg.inv(C @ covariance @ C.T + R)
             mean, covariance = mean + K[:, 0] * ((each or 0.0) - (C @ mean)[0]), covariance - K @ C @ covariance
-        means.append(mean)
+        means.append(A @ mean if late else mean)
     return torch.stack(means)
 
 
@@ -138,6 +173,26 @@ def gaps_stop_time(*arguments):
 
 def gaps_predict_first(*arguments):
     return follow(*arguments, early=True)
+
+
+def gaps_falsy(*arguments):
+    return follow(*arguments, falsy=True)
+
+
+def gaps_kept_late(*arguments):
+    return follow(*arguments, late=True)
+
+
+def gaps_sure(A, C, Q, R, mean, covariance, y):
+    means = []
+    for each in y:
+        K = covariance @ C.T @ torch.linalg.inv(C @ covariance @ C.T + R)
+        if each is not None:
+            mean = mean + K @ (each - C @ mean)
+        covariance = covariance - K @ C @ covariance
+        means.append(mean)
+        mean, covariance = A @ mean, A @ covariance @ A.T + Q
+    return torch.stack(means)
 
 
 def rank_of(*blocks):
@@ -154,6 +209,10 @@ def unseen_now(A, sensors):
 
 def unseen_in_two_steps(A, sensors):
     return {name: len(A) - rank_of(C, C @ A) for name, C in sensors.items()}
+
+
+def unseen_by_rows(A, sensors):
+    return {name: 3 * len(C) - rank_of(C, C @ A, C @ A @ A) for name, C in sensors.items()}
 
 
 def unseen_transposed(A, sensors):
@@ -178,6 +237,10 @@ def slip_place(parts, unit, levels, u, y):
     return scores.index(max(scores))
 
 
+def slip_score(parts, unit, levels, u, y):
+    return max(each.log_likelihood.item() for each in filters(parts, unit, levels, u, y))
+
+
 WRONG = {
     "01.1": [
         (simulate_late, r"must be read from h\[t\], before the state moves on"),
@@ -190,6 +253,9 @@ WRONG = {
         (fuse_average, "plain average"),
         (fuse_adding, "variances do not add here"),
         (fuse_roots, "squares already"),
+        (fuse_upside_down, "upside down"),
+        (fuse_gain_as_variance, "this is the gain"),
+        (fuse_squares, "do not square them"),
     ],
     "01.3": [
         (predict_untransposed, "the second A must be transposed"),
@@ -201,6 +267,7 @@ WRONG = {
     "01.4": [
         (correct_without_R, "you forgot R"),
         (correct_R_twice, "R does not belong to the new covariance"),
+        (correct_R_added, "R is not added"),
         (correct_by_y, "multiplies the surprise"),
         (correct_growing, "must shrink"),
         (correct_mean_only, "still the one before"),
@@ -209,22 +276,30 @@ WRONG = {
         (back_untransposed, "A must be transposed in the gain"),
         (back_from_the_mean, "compare the next mean with its prediction"),
         (back_growing, "has the wrong sign"),
+        (back_as_if_told, "leaves unsure"),
+        (back_from_the_covariance, "not with the covariance at t"),
+        (back_by_own_inverse, "that of the predicted covariance"),
         (back_not_at_all, "nothing of the future"),
     ],
     "01.6": [
         (gaps_as_zeros, "not a measurement of 0"),
         (gaps_stop_time, "time goes on"),
         (gaps_predict_first, "the first step is a correction"),
+        (gaps_falsy, "0.0 is a measurement, too"),
+        (gaps_kept_late, r"predictions for t\+1"),
+        (gaps_sure, "the covariance is not corrected either"),
     ],
     "01.7": [
         (seen_not_unseen, "count those that are not"),
         (unseen_now, "you looked at C alone"),
         (unseen_in_two_steps, "two steps are not enough"),
+        (unseen_by_rows, "not the number of rows"),
         (unseen_transposed, "A transposed"),
     ],
     "01.8": [
         (slip_unlikely, "least likely"),
         (slip_closest, "whatever the truth"),
+        (slip_score, "the log-likelihood itself"),
         (slip_place, "the level itself"),
     ],
 }

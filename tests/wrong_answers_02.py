@@ -29,6 +29,11 @@ def bilinear_plain_B(A, B, delta):
     return torch.linalg.solve(identity - delta / 2 * A, identity + delta / 2 * A), delta * B
 
 
+def bilinear_with_ones(A, B, delta):
+    new = 1 - delta / 2 * A
+    return torch.linalg.solve(new, 1 + delta / 2 * A), torch.linalg.solve(new, delta * B)
+
+
 def alpha_step(A, alpha, steps):
     x = A / steps
     return (1 + (1 - alpha) * x) / (1 - alpha * x)
@@ -54,6 +59,10 @@ def order_alpha_swapped(A, alpha, steps):
     return math.log2(first / second)
 
 
+def zoh_without_delta_at_zero(A, B, delta):
+    return math.exp(delta * A), B * (math.exp(delta * A) - 1) / A if A else B
+
+
 def zoh_zero_at_zero(A, B, delta):
     return math.exp(delta * A), B * (math.exp(delta * A) - 1) / A if A else 0.0
 
@@ -65,6 +74,7 @@ WRONG = {
         (lambda A, B, delta, h, u: h + delta * A * h, "the input is missing"),
         (lambda A, B, delta, h, u: h + delta * A * h + B * u, "delta belongs to the whole slope"),
         (lambda A, B, delta, h, u: h + delta * (A * h + u), "B is missing"),
+        (lambda A, B, delta, h, u: h + delta * (u - h), "for A = -1 and B = 1 only"),
         (lambda A, B, delta, h, u: (h + delta * B * u) / (1 - delta * A), "backward Euler"),
         (lambda A, B, delta, h, u: 32.0, "yours 32, expected 25"),
     ],
@@ -72,7 +82,11 @@ WRONG = {
         (lambda A, B, delta: (math.exp(delta * A), delta * B), "Euler's delta B"),
         (lambda A, B, delta: (math.exp(delta * A), (math.exp(delta * A) - 1) / A), "lacks B"),
         (lambda A, B, delta: (math.exp(delta * A), (math.exp(delta * A) - 1) / A * B), "ZeroDivisionError"),
+        (lambda A, B, delta: (math.exp(-delta * A), (math.exp(delta * A) - 1) / A * B), "with a plus"),
         (lambda A, B, delta: (math.exp(A), (math.exp(A) - 1) / A * B), "delta is missing in the exponent"),
+        (lambda A, B, delta: (math.exp(delta * A), (math.exp(delta * A) - 1) * B), "must be divided by A"),
+        (lambda A, B, delta: (math.exp(delta * A), math.expm1(delta * A) / (delta * A) * B), "not by delta A"),
+        (zoh_without_delta_at_zero, "delta, not 1"),
         (zoh_zero_at_zero, "the integral of exp\\(0\\) over the step is delta"),
     ],
     "02.3": [
@@ -87,6 +101,7 @@ WRONG = {
         (bilinear_upside_down, "the inverse belongs to I - delta/2 A"),
         (bilinear_not_halved, "must be halved on both sides"),
         (bilinear_plain_B, "B_bar lacks the factor"),
+        (bilinear_with_ones, "I is torch.eye"),
     ],
     "02.5": [
         (lambda a: max(0.0, (-2 * a.real / a.abs() ** 2).max().item()), "the smallest limit counts"),
@@ -96,7 +111,10 @@ WRONG = {
     ],
     "02.6": [
         (lambda A_log, tokens: torch.log(torch.expm1(math.log(2) / (A_log.abs() * tokens))), "you used A_log itself"),
-        (lambda A_log, tokens: torch.log(torch.expm1(math.log(2) / (-torch.exp(A_log) * tokens))), "NaN"),
+        (
+            lambda A_log, tokens: torch.log(torch.expm1(math.log(2) / (-torch.exp(A_log) * tokens))),
+            r"\(2\.8\) has \|A\|",
+        ),
         (lambda A_log, tokens: torch.log(torch.expm1(1 / (torch.exp(A_log) * tokens))), "ln 2 is missing"),
         (lambda A_log, tokens: math.log(2) / (torch.exp(A_log) * tokens), "softplus must still be undone"),
         (lambda A_log, tokens: torch.log(math.log(2) / (torch.exp(A_log) * tokens)), "the logarithm alone"),

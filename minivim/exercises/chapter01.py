@@ -83,13 +83,25 @@ def fuse(answer: Callable) -> None:
         filtered = kalman_filter(model, 0 * one, one)
         expected = filtered.mean.item(), filtered.covariance.item()
         gain, both = variance / (variance + R), variance * R / (variance + R)
-        deviations = variance**0.5 / (variance**0.5 + R**0.5)
+        deviations, squares = (variance**power / (variance**power + R**power) for power in (0.5, 2))
         causes = {
             "the weights are exchanged: the surer of the two must count more": (y + gain * (mean - y), both),
+            "the gain is upside down: variance stands above in variance / (variance + R), not R": (
+                mean + (1 - gain) * (y - mean),
+                gain * variance,
+            ),
             "this is the plain average; weigh by how sure each one is": ((mean + y) / 2, both),
             "the mean is right; variances do not add here, their inverses do": (expected[0], variance + R),
             "the mean is right; the variance is upside down, it is 1 / (1/variance + 1/R)": (expected[0], 1 / both),
             "the mean is right; the variance is (1 - gain) times the old one": (expected[0], gain * variance),
+            "the mean is right; this is the gain, and the variance is (1 - gain) times the old one": (
+                expected[0],
+                gain,
+            ),
+            "variance and R are variances already: do not square them": (
+                mean + squares * (y - mean),
+                (1 - squares) * variance**2,
+            ),
             "variance and R are squares already: do not take their roots": (
                 mean + deviations * (y - mean),
                 (1 - deviations) * variance,
@@ -151,6 +163,8 @@ def correct(answer: Callable) -> None:
             "the covariance is still the one before the measurement": (mean, P),
             "the gain P C^T must be divided by S": (m + unscaled @ innovation, P - unscaled @ C @ P),
         }
+        if len(R) == 1:  # else the shapes do not fit
+            causes["R is not added to the new covariance: it has done its work in S"] = mean, covariance + R
         found = answer(C, R, m, P, y[0])
         compare(found, (mean, covariance), PAIR, given=f"C = {text(C)}, R = {text(R)}", causes=causes)
 
@@ -191,47 +205,68 @@ def step_back(answer: Callable) -> None:
                 P + gain @ (covariances[1] - P_predicted),
             ),
             "the covariance lacks the old one: P + ...": (expected[0], expected[1] - P),
+            "the covariance lacks what the state at t+1 leaves unsure: J next_covariance J^T": (
+                expected[0],
+                P - gain @ P_predicted @ gain.mT,
+            ),
+            "compare the next covariance with its prediction, not with the covariance at t": (
+                expected[0],
+                P + gain @ (covariances[1] - P) @ gain.mT,
+            ),
+            "the inverse in the gain is that of the predicted covariance, not of the covariance at t": step(
+                P @ A.mT @ torch.linalg.inv(P)
+            ),
         }
         found = answer(A, m, P, m_predicted, P_predicted, means[1], covariances[1])
         compare(found, (means[0], covariances[0]), PAIR, given=f"A = {text(A)}", causes=causes)
 
 
+def follow(model: LinearGaussian, y: list[float | None], mistake: str = "") -> tuple[Tensor, Tensor]:
+    """The means (L, N) after and before each step's correction, by a filter that makes the mistake."""
+    A, _, C, _, Q, R = model.at(0)
+    mean, covariance, means, before = model.mean, model.covariance, [], []
+    for t, each in enumerate(y):
+        if mistake == "early" or t > 0 and not (mistake == "frozen" and y[t - 1] is None):
+            mean, covariance = A @ mean, A @ covariance @ A.mT + Q
+        before.append(mean)
+        seen = bool(each) if mistake == "falsy" else each is not None
+        gain = covariance @ C.mT / (C @ covariance @ C.mT + R)
+        if seen or mistake == "zero":
+            mean = mean + (gain * ((each or 0.0) - C @ mean)).sum(1)
+        if seen or mistake in ("zero", "sure"):
+            covariance = covariance - gain @ C @ covariance
+        means.append(mean)
+    return torch.stack(means), torch.stack(before)
+
+
 def gap_causes(model: LinearGaussian, y: list[float | None]) -> dict[str, Tensor]:
     """The means that the usual mistakes with missing measurements give."""
-    A, _, C, _, Q, R = model.at(0)
-
-    def follow(zero: bool = False, frozen: bool = False, early: bool = False) -> tuple[Tensor, Tensor]:
-        mean, covariance, means, before = model.mean, model.covariance, [], []
-        for t, each in enumerate(y):
-            if (t > 0 and not (frozen and y[t - 1] is None)) or early:
-                mean, covariance = A @ mean, A @ covariance @ A.mT + Q
-            before.append(mean)
-            if each is not None or zero:
-                gain = covariance @ C.mT / (C @ covariance @ C.mT + R)
-                mean, covariance = mean + (gain * ((each or 0.0) - C @ mean)).sum(1), covariance - gain @ C @ covariance
-            means.append(mean)
-        return torch.stack(means), torch.stack(before)
-
-    return {
-        "a missing measurement is not a measurement of 0: leave the correction out": follow(zero=True)[0],
-        "time goes on while nothing is measured: predict at those steps, too": follow(frozen=True)[0],
-        "mean and covariance are those of h[0]: the first step is a correction, not a prediction": follow(early=True)[
-            0
-        ],
-        "these are the predictions; the means after each measurement are asked for": follow()[1],
+    causes = {
+        "a missing measurement is not a measurement of 0: leave the correction out": "zero",
+        "time goes on while nothing is measured: predict at those steps, too": "frozen",
+        "mean and covariance are those of h[0]: the first step is a correction, not a prediction": "early",
+        "0.0 is a measurement, too, and `if y[t]` skips it: ask whether y[t] is None": "falsy",
+        "without a measurement, the covariance is not corrected either": "sure",
     }
+    means, before = follow(model, y)
+    wrong = {cause: follow(model, y, mistake)[0] for cause, mistake in causes.items()}
+    later = torch.cat((before[1:], (model.A @ means[-1])[None]))
+    wrong["these are the predictions; the means after each measurement are asked for"] = before
+    wrong["these are the predictions for t+1; keep each mean before you predict"] = later
+    return wrong
 
 
 @exercise("01.6", "A tunnel")
 def gaps(answer: Callable) -> None:
-    """The filter's means (L, N) where some measurements are None."""
+    """The filter's means (L, N) where some measurements are None, and one is 0."""
     for seed in SEEDS:
         model, generator = random_model(seed)
         model = replace(model, B=0 * model.B, D=0 * model.D, mean=model.mean + 3)
         u = random_input(model, 7, generator)
         y = simulate(model, u, generator)[1]
+        y[5] = 0
         seen = torch.ones(7, 1, 1, dtype=torch.float64)
-        seen[[1, 2, 4 + seed % 2]] = 0
+        seen[[1, 2, 4 - seed % 2]] = 0
         expected = kalman_filter(replace(model, C=seen * model.C), u, y).mean
         measured = [y[t].item() if seen[t] else None for t in range(7)]
         A, _, C, _, Q, R = model.at(0)
@@ -257,6 +292,9 @@ def unseen(answer: Callable) -> None:
             },
             "two steps are not enough: with N states, N measurements are needed": {
                 name: 3 - int(rank(torch.cat((C, C @ A)))) for name, C in sensors.items()
+            },
+            "N is the number of states, len(A), not the number of rows": {
+                name: 3 * len(C) - ranks[name] for name, C in sensors.items()
             },
             "you used A transposed: the rows are C, C A, C A A": {
                 name: 3 - int(rank(observability(A.mT, C))) for name, C in sensors.items()
@@ -291,6 +329,7 @@ def slip(answer: Callable) -> None:
             "the filter that believes every measurement stays closest to them, whatever the truth; "
             "compare log-likelihoods": levels[left.index(min(left))],
             "this is the place in the list; the level itself is asked for": levels.index(likeliest),
+            "this is the log-likelihood itself; the level that gives it is asked for": max(scores),
         }
         given = f"40 measurements of a robot that slips with q = {true}"
         found = answer(dict(parts), unit, list(levels), u, y)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from minivim.discretize import discretize, discretize_diagonal
-from minivim.exercises.checking import compare, exercise
+from minivim.exercises.checking import compare, demand, exercise
 
 
 def generator(seed: int) -> torch.Generator:
@@ -31,6 +31,7 @@ def euler_step(answer: Callable) -> None:
             "this is the change; the new state is the old state plus the change": delta * slope,
             "the input is missing: the slope is A h + B u": h + delta * A * h,
             "delta belongs to the whole slope, to A h and to B u": h + delta * A * h + B * u,
+            "A and B are given; yours is right for A = -1 and B = 1 only": h + delta * (u - h),
             "B is missing": h + delta * (A * h + u),
             "this is the exact step, with the exponential; Euler takes the slope at the start": A_bar * h
             + factor * B * u,
@@ -43,19 +44,25 @@ def euler_step(answer: Callable) -> None:
 @exercise("02.2", "The exact step")
 def zoh_step(answer: Callable) -> None:
     """(A_bar, B_bar) by zero-order hold for floats, also at A = 0."""
-    for A, B, delta in [(-1.0, 1.0, 0.5), (-3.0, 2.0, 0.2), (0.4, -1.5, 1.0), (0.0, 2.0, 0.3)]:
+    for A, B, delta in [(-3.0, 2.0, 0.2), (-1.0, 1.0, 0.5), (0.4, -1.5, 1.0), (0.0, 2.0, 0.3)]:
         A_bar, factor = exact(A, delta)
         causes = {
             "B_bar is Euler's delta B; the integral of exp(s A) over the step is asked for": (A_bar, delta * B),
             "B_bar lacks B: it is the integral times B": (A_bar, factor),
             "A_bar is Euler's 1 + delta A; ZOH takes the exponential": (1 + delta * A, factor * B),
+            "the exponent of A_bar is delta A, with a plus": (math.exp(-delta * A), factor * B),
             "delta is missing in the exponent": (math.exp(A), (math.exp(A) - 1) / A * B if A else delta * B),
             "B_bar has the wrong sign: it is (exp(delta A) - 1) / A times B": (A_bar, -factor * B),
         }
         if A:
             causes["exp(delta A) - 1 must be divided by A"] = A_bar, (A_bar - 1) * B
+            causes["divide by A, not by delta A: the integral over the step grows with delta"] = (
+                A_bar,
+                factor * B / delta,
+            )
         else:
             causes["for A = 0 the input still counts: the integral of exp(0) over the step is delta"] = A_bar, 0.0
+            causes["delta is missing: for A = 0 the integral of exp(0) over the step is delta, not 1"] = A_bar, B
         given = f"A = {A}, B = {B}, delta = {delta}"
         compare(answer(A, B, delta), (A_bar, factor * B), "(A_bar, B_bar)", given=given, causes=causes)
 
@@ -118,6 +125,10 @@ def bilinear(answer: Callable) -> None:
                 by_numbers,
                 delta * B[:, :1] / (identity - half),
             ),
+            "`1 - delta / 2 * A` subtracts from every number of the matrix; I is torch.eye": (
+                torch.linalg.solve(1 - half, 1 + half),
+                torch.linalg.solve(1 - half, delta * B),
+            ),
             "the inverse belongs to I - delta/2 A, the product to I + delta/2 A": (
                 torch.linalg.solve(identity + half, identity - half),
                 torch.linalg.solve(identity + half, delta * B),
@@ -173,7 +184,10 @@ def softplus_input(answer: Callable) -> None:
         causes["softplus must be undone, not applied"] = torch.log1p(torch.exp(delta))
         causes["the logarithm alone does not undo softplus: solve delta = ln(1 + exp(z))"] = torch.log(delta)
         given = f"A_log = {[round(value, 3) for value in A_log.tolist()]}, tokens = {tokens}"
-        compare(answer(A_log, tokens), torch.log(torch.expm1(delta)), "z", given=given, causes=causes)
+        found = answer(A_log, tokens)
+        undefined = isinstance(found, torch.Tensor) and found.isnan().any()
+        demand(not undefined, "z is NaN, as the logarithm of a negative number is; A is negative, but (2.8) has |A|")
+        compare(found, torch.log(torch.expm1(delta)), "z", given=given, causes=causes)
 
 
 @exercise("02.7", "Change the rate of a finished model")
