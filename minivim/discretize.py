@@ -89,10 +89,10 @@ def discretize_diagonal(
     delta = torch.as_tensor(delta, dtype=None if isinstance(delta, Tensor) else A.real.dtype, device=A.device)
     x = delta * A
     if method == "zoh" and alpha is None:
-        # (exp(x) - 1) / A without the cancellation: exp(x) - 1 = 2 exp(x / 2) sinh(x / 2).
+        # expm1(x) is exp(x) - 1 without the cancellation where x is small.
         zero = A == 0
         safe = torch.where(zero, torch.ones_like(A), A)
-        return torch.exp(x), torch.where(zero, delta.to(x.dtype), 2 * torch.exp(x / 2) * torch.sinh(x / 2) / safe)
+        return torch.exp(x), torch.where(zero, delta.to(x.dtype), torch.expm1(x) / safe)
     share = _share(method, alpha)
     denominator = 1 - share * x
     return (1 + (1 - share) * x) / denominator, delta / denominator

@@ -63,6 +63,15 @@ def test_zoh_is_the_integral_also_where_A_is_singular():
     torch.testing.assert_close(factor, torch.full((2,), 0.5).double())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
+def test_zoh_of_the_fastest_and_of_the_slowest_decay(dtype):
+    """Far beyond what exp can hold, all is forgotten: B_bar = -B / A. Close to no decay at all, B_bar = delta B."""
+    A = torch.tensor([-1e4, -1e-6], dtype=dtype)
+    A_bar, factor = discretize_diagonal(A, 1.0)
+    torch.testing.assert_close(A_bar, torch.tensor([0, 1 - 1e-6], dtype=dtype))
+    torch.testing.assert_close(factor, torch.tensor([1e-4, 1 - 5e-7], dtype=dtype))
+
+
 @pytest.mark.parametrize("method, order", [("euler", 1), ("backward_euler", 1), ("bilinear", 2)])
 def test_the_error_shrinks_with_its_order(method, order):
     """At a fixed time, halving delta divides the error of exp by 2^order; ZOH has none."""
