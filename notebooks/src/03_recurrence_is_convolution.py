@@ -838,10 +838,10 @@ print("at L = 2048 the FFT is more than 10 times faster than the loop:", faster)
 assert faster
 
 # %% [markdown]
-# **What to see, when you have run it.** The recurrence lies high, with slope 1: L steps, one after the other. Each costs
-# as much time as Python takes to start a few tiny operations. So against the other two, the waiting decides. Between
-# these two, the work decides: the sum starts low, but its slope goes towards 2, and the FFT is the lowest line for long
-# sequences. Where it is flat, starting the operation costs more than the operation.
+# **What to see, when you have run it.** The recurrence lies high, with slope 1: L steps, one after the other. Each
+# costs as much time as Python takes to start a few tiny operations. So against the other two, the waiting decides.
+# Between these two, the work decides: the sum starts low, but its slope goes towards 2, and the FFT is the lowest line
+# for long sequences. Where it is flat, starting the operation costs more than the operation.
 #
 # So: **train as a convolution, when all inputs are known; generate as a recurrence, when they come one by one.** One
 # model, two ways to run it. S4 does exactly this.
