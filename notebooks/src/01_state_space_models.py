@@ -216,7 +216,7 @@ print(f"largest speed {h[:, 1].abs().max():.1f} m/s; usual error of a difference
 # %% [markdown]
 # **What to see.** The red points are all that we are given. The two black curves are what we want. The differences of
 # neighbouring red points tell little about the speed. Two sensor errors of 5 m stand in each, so as a rule they are off
-# by $5\sqrt2 = 7$ m/s (here by 7.8), and the robot never drives faster than 3.7 m/s.
+# by $5\sqrt2 \approx 7$ m/s (here by 7.8), and the robot never drives faster than 3.7 m/s.
 #
 # ## 3. The same equations in other letters
 #
@@ -838,9 +838,9 @@ assert close(covariance, smooth_covariance, 1e-5)
 #
 # ## 9. What is gained
 #
-# One run proves little. We repeat the minute a hundred times with other noises, and measure the root-mean-square error:
-# the root of the mean of the squared errors, over all seconds and runs. For the speed, the raw way is the difference of
-# two neighbouring measurements.
+# One run proves little. We repeat the minute a hundred times with other noises, and measure the usual error, as a
+# root-mean-square: the root of the mean of the squared errors, over all seconds and runs. For the speed, the raw way is
+# the difference of two neighbouring measurements.
 
 
 # %%
@@ -865,7 +865,7 @@ names = ["measured", "filter", "smoother"]
 for axis, values, title, unit in zip(axes, rms.T, ("Position", "Speed"), ("m", "m/s"), strict=True):
     bars = axis.bar(names, values, color=["tab:red", "tab:blue", "tab:orange"])
     axis.bar_label(bars, fmt="%.1f")
-    axis.set(xlabel="estimate", ylabel=f"root-mean-square error ({unit})", title=title, ylim=(0, 1.15 * values.max()))
+    axis.set(xlabel="estimate", ylabel=f"usual error ({unit})", title=title, ylim=(0, 1.15 * values.max()))
 plt.show()
 print(f"the smoother's error of the position is {rms[2, 0] / rms[0, 0]:.1f} of the sensor's")
 
@@ -873,9 +873,9 @@ print(f"the smoother's error of the position is {rms[2, 0] / rms[0, 0]:.1f} of t
 # **What to see.** The filter halves the error of the sensor, and the smoother halves it again, nearly. For the speed
 # the two help far more: a difference of two bad measurements is worse than either of them.
 #
-# The filter cannot be beaten, by the way. It *computes* the mean of the state given the measurements, and no other
-# estimate from the same measurements has a smaller mean squared error. That holds if the model is right and the noises
-# are Gaussian. It is the model that is usually wrong.
+# The filter cannot be beaten, by the way. It *computes* the mean of the state given the measurements up to now, and no
+# other estimate from these has a smaller mean squared error. That holds if the model is right and the noises are
+# Gaussian. It is the model that is usually wrong.
 #
 # ## 10. When the model changes with time
 #
