@@ -18,7 +18,7 @@ from minivim.processes import use_threads
 from minivim.scan import available_backends
 from minivim.vim import VisionMamba
 
-TOLERANCE = 1e-3  # of the largest value, after up to 24 blocks in float32
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after up to 24 blocks, against float32
 ATTENTION = ("fused", "naive")
 
 
@@ -44,6 +44,8 @@ class ModelBench:
     """Interleaved rounds on a quiet machine."""
     threads: int | None = None
     """CPU threads (default: torch's own choice)."""
+    dtype: str = "float32"
+    """float32, or bfloat16: mixed precision (autocast), with parameters and residual stream in float32."""
     device: str = "cpu"
     """cpu or cuda."""
     out: Path = Path("bench_model")
@@ -53,6 +55,7 @@ class ModelBench:
         """Raise ValueError, naming the field, for a value that cannot be."""
         check_run(self.device, self.threads, self.rounds, self.out)
         check_whole("batch", self.batch)
+        check_choice("dtype", self.dtype, tuple(TOLERANCES))
         for name in self.model:
             check_choice("model", name, tuple(MODELS))
         for name in self.backend:
@@ -73,9 +76,9 @@ class ModelBench:
             name: backends or ["reference"] if MODELS[name][0] is VisionMamba else self.attention or ATTENTION
             for name in names
         }
+        common = {"batch": self.batch, "train": self.train, "device": self.device, "dtype": self.dtype}
         return [
-            [ModelCase(name, v, size, self.batch, self.train, self.device) for name in names for v in variants[name]]
-            for size in sizes
+            [ModelCase(name, variant, size, **common) for name in names for variant in variants[name]] for size in sizes
         ]
 
 
@@ -89,6 +92,7 @@ class ModelCase:
     batch: int
     train: bool
     device: str
+    dtype: str = "float32"
 
     @property
     def is_vim(self) -> bool:
@@ -101,8 +105,9 @@ class ModelCase:
         config_class(**{**defaults, "img_size": self.img_size})
 
     def reference(self) -> "ModelCase":
-        """The same model computed in the plainest way, on at most two images."""
-        return replace(self, variant="reference" if self.is_vim else "naive", batch=min(self.batch, 2))
+        """The same model computed in the plainest way, in float32, on at most two images."""
+        plainest = "reference" if self.is_vim else "naive"
+        return replace(self, variant=plainest, batch=min(self.batch, 2), dtype="float32")
 
     def build(self) -> Backbone:
         """The model with the random weights of seed 0."""
@@ -111,6 +116,10 @@ class ModelCase:
             torch.manual_seed(0)
             model = create_model(self.name, img_size=self.img_size, **overrides).to(self.device).train(self.train)
         return model.set_backend(self.variant) if self.is_vim else model
+
+    def precision(self) -> torch.autocast:
+        """What the forward pass runs under."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def images(self) -> Tensor:
         """Random images, (batch, 3, img_size, img_size); seed 0."""
@@ -129,23 +138,25 @@ def model_outputs(case: ModelCase) -> dict[str, Tensor]:
     """The logits, and in training also the gradients of all parameters."""
     model, images = case.build(), case.images()
     if not case.train:
-        with torch.no_grad():
-            return {"logits": model(images)}
-    logits = model(images)
-    F.cross_entropy(logits, case.labels(model)).backward()
+        with torch.no_grad(), case.precision():
+            return {"logits": model(images).float()}
+    with case.precision():
+        logits = model(images)
+        loss = F.cross_entropy(logits, case.labels(model))
+    loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
     return {"logits": logits.detach()} | gradients
 
 
 def model_error(case: ModelCase) -> float:
-    """The largest difference from the reference over the largest value; raises ValueError above TOLERANCE."""
+    """The largest difference from the reference over the largest value; raises ValueError above TOLERANCES."""
     expected, found = model_outputs(case.reference()), model_outputs(replace(case, batch=min(case.batch, 2)))
     errors = {key: ((found[key] - x).abs().max() / x.abs().max()).item() for key, x in expected.items()}
     worst = max(errors, key=errors.__getitem__)
-    if not all(error <= TOLERANCE for error in errors.values()):
+    if not all(error <= TOLERANCES[case.dtype] for error in errors.values()):
         raise ValueError(
             f"{case} differs from {case.reference()}: its {worst} is off by {errors[worst]:.1e} of the largest value "
-            f"but must be within {TOLERANCE:.0e}"
+            f"but must be within {TOLERANCES[case.dtype]:.0e}"
         )
     return errors[worst]
 
@@ -153,13 +164,20 @@ def model_error(case: ModelCase) -> float:
 def model_call(case: ModelCase) -> Callable[[], object]:
     """A call without arguments: inference on a batch, or a whole training step."""
     model, images = case.build(), case.images()
+
+    def infer() -> Tensor:
+        with torch.no_grad(), case.precision():
+            return model(images)
+
     if not case.train:
-        return torch.no_grad()(lambda: model(images))
+        return infer
     optimizer, labels = torch.optim.AdamW(model.parameters()), case.labels(model)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        with case.precision():
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
 
     return step
@@ -184,7 +202,7 @@ def time_models(config: ModelBench, cases: list[ModelCase]) -> tuple[list[Row], 
     memory = {name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()}
     with torch.device("meta"):
         length = create_model(first.name, img_size=first.img_size).pos_embed.shape[1]
-    size = f"{first.img_size} x {first.img_size} pixels, batch {config.batch}"
+    size = f"{first.img_size} x {first.img_size} pixels, batch {config.batch}, {config.dtype}"
     mode = "training step" if config.train else "inference"
     common = {"case": size, "length": length, "mode": mode, "items": config.batch}
     return summarise(list(by_name), rounds, extra_bytes=memory, error=errors, **common), rounds

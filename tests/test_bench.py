@@ -11,7 +11,7 @@ import torch
 from minivim import bench, measure
 from minivim.backbone import Backbone
 from minivim.bench import ScanBench, ScanCase, bench_scan
-from minivim.bench_model import ModelBench, ModelCase, bench_model, model_call
+from minivim.bench_model import TOLERANCES, ModelBench, ModelCase, bench_model, model_call, model_error
 from minivim.bench_report import draw_bars, draw_lines, spread, summarise, table
 from minivim.extras import require
 from minivim.scan import available_backends, selective_scan
@@ -310,6 +310,14 @@ def test_a_model_that_differs_is_refused(monkeypatch):
     monkeypatch.setattr(ModelCase, "build", disturbed)
     with pytest.raises(ValueError, match="fused attention differs from .*naive attention: its logits is off by"):
         bench_model(ModelBench(model=("deit_tiny_patch4_32",), img_size=(8,), rounds=1, memory=False))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_mixed_precision_is_used_and_is_not_exact(train):
+    case = ModelCase("vim_nano_patch2_8", "chunked", 8, 2, train, "cpu", dtype="bfloat16")
+    assert 1e-4 < model_error(case) < TOLERANCES["bfloat16"]
+    assert model_error(replace(case, dtype="float32")) < 1e-5
+    assert case.reference().dtype == "float32"
 
 
 def test_a_training_step_changes_the_weights_and_inference_does_not():

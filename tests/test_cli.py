@@ -207,6 +207,7 @@ MISTAKES = [
     (["bench", "model", "--img-size", "100"], ["img_size", "100", "must be a multiple of patch_size 16"]),
     (["bench", "model", "--attention", "slow"], ["attention", "'slow'", "must be one of 'fused', 'naive'"]),
     (["bench", "model", "--batch", "0"], ["batch", "0", "must be a whole number of at least 1"]),
+    (["bench", "model", "--dtype", "float16"], ["dtype", "'float16'", "must be one of 'float32', 'bfloat16'"]),
 ]
 
 
