@@ -35,6 +35,13 @@ def woodbury(d, p, q, b, sign=-1, one=1, conjugate=True):
     return b / d + sign * p / d * (row * b / d).sum() / (one + (row * p / d).sum())
 
 
+def cut_by(A, B, C, z, rest, invert=torch.linalg.inv):
+    """C (I - rest) (I - A z)^-1 B."""
+    A, B, C, rest = (each.to(torch.complex128) for each in (A, B, C, rest))
+    identity = torch.eye(len(A))
+    return (C @ (identity - rest) @ invert(identity - z * A) @ B)[0, 0]
+
+
 def vandermonde(Lambda, B, C, delta, L, exact=True, sign=1, first=0):
     """The weighted powers (H, M, L), complex."""
     x = delta[:, None] * Lambda
@@ -55,12 +62,16 @@ WRONG = {
         (lambda h_0, h_1, x: h_0 + h_1 * math.sqrt(3) * x, "at x = 1/2 it is 0"),
         (lambda h_0, h_1, x: h_1 * math.sqrt(3) * (2 * x - 1), "the mean h_0 is missing"),
         (lambda h_0, h_1, x: h_0 + h_1 * math.sqrt(3) * (1 - 2 * x), "2x - 1, not 1 - 2x"),
+        (lambda h_0, h_1, x: h_0 + h_1 * x, "mean plus slope times x"),
+        (lambda h_0, h_1, x: h_0 + h_1 * math.sqrt(3) * 2 * x - 1, "2x - 1 needs brackets"),
     ],
     "04.2": [
         (lambda N: (-legs(N)[0], legs(N)[1]), "put the minus inside"),
         (lambda N: (legs(N)[0].T, legs(N)[1]), "A is transposed"),
         (legt, "this is LegT"),
-        (lambda N: loop_of_legs(N, above=1.0), "A"),
+        (lambda N: loop_of_legs(N, above=1.0), "above the diagonal LegS has zeros"),
+        (lambda N: (legs(N)[0].tril(-1), legs(N)[1]), "the diagonal is missing"),
+        (lambda N: (legs(N)[0].tril(-1) - legs(N)[0].diagonal().diag(), legs(N)[1]), "diagonal has the wrong sign"),
         (lambda N: (loop_of_legs(N)[0] + torch.eye(N), loop_of_legs(N)[1]), "n from 0, not -n"),
         (lambda N: (legs(N)[0], legs(N)[1] ** 2), "square root is missing in B"),
         (lambda N: legs(N)[0], "must be a tuple of 2 values"),
@@ -72,12 +83,30 @@ WRONG = {
         (lambda A, B, C, L, z: generating(A, B, C, L, z, lambda step, A, L: power(step, L - 1)), "one term too few"),
         (lambda A, B, C, L, z: kernel(A, B, C, L).sum().to(torch.complex128), "z is missing"),
         (lambda A, B, C, L, z: generating(A, B, C, L, z.conjugate(), lambda step, A, L: power(step, L)), "conjugate"),
+        (lambda A, B, C, L, z: cut_by(A, B, C, z, z * power(A, L)), "z must be raised"),
+        (lambda A, B, C, L, z: cut_by(A, B, C, z, z**L * A), "A_bar must be raised"),
+        (lambda A, B, C, L, z: cut_by(A, B, C, z, (z * A) ** L), "entry by entry"),
+        (lambda A, B, C, L, z: cut_by(A, B, C, z, z**L * power(A, L), torch.clone), "the inverse is missing"),
     ],
     "04.4": [
         (lambda d, p, q, b: woodbury(d, p, q, b, conjugate=False), "q must be conjugated"),
         (lambda d, p, q, b: woodbury(d, p, q, b, sign=1), "the sign in front of the fraction"),
         (lambda d, p, q, b: woodbury(d, p, q, b, one=0), "the 1 in the denominator"),
         (lambda d, p, q, b: b / d, "the diagonal alone"),
+        (
+            lambda d, p, q, b: b / d - p / d * (q.conj() * b / d).sum() / (1 + (q * p / d).sum()),
+            "in the denominator, too",
+        ),
+        (
+            lambda d, p, q, b: b / d - p / d * (q * b / d).sum() / (1 + (q.conj() * p / d).sum()),
+            "in the numerator, too",
+        ),
+        (lambda d, p, q, b: b / d - p / d * (q.conj() * b).sum() / (1 + (q.conj() * p / d).sum()), "b is not divided"),
+        (
+            lambda d, p, q, b: b / d - p / d * (q.conj() * b / d).sum() / (1 + (q.conj() * p).sum()),
+            "p is not divided by d in the denominator",
+        ),
+        (lambda d, p, q, b: b / d - p / d * q.conj() * b / d / (1 + q.conj() * p / d), "the sums are missing"),
         (lambda d, p, q, b: d * b + p * (q.conj() * b).sum(), "its inverse is asked for"),
     ],
     "04.5": [
@@ -87,6 +116,11 @@ WRONG = {
         (lambda *given: 2 * vandermonde(*given, first=1).sum(1).real, r"begin at A_bar\^0"),
         (lambda *given: vandermonde(*given).sum(1), "the result is complex"),
         (lambda Lambda, B, C, delta, L: 2 * vandermonde(Lambda, B, C.conj(), delta, L).sum(1).real, "must not be conj"),
+        (
+            lambda Lambda, B, C, delta, L: 2 * vandermonde(Lambda, B, C / delta[:, None], delta, L).sum(1).real,
+            "divided by delta Lambda",
+        ),
+        (lambda Lambda, B, C, delta, L: 2 * vandermonde(Lambda, B, C * 0 + 1, delta, L).sum(1).real, "C is missing"),
     ],
     "04.6": [
         (lambda name, N: eigenvalues(name, N, count=N), "so N/2"),
@@ -95,6 +129,12 @@ WRONG = {
         (lambda name, N: eigenvalues("lin", N), "the other name"),
         (lambda name, N: eigenvalues(name, N) + 1, r"real part is \+1/2"),
         (lambda name, N: eigenvalues(name, N).conj(), "these are the conjugates"),
+        (lambda name, N: eigenvalues(name, N) + 0.5, "the real part is missing"),
+        (lambda name, N: eigenvalues(name, N).imag, "these are the imaginary parts"),
+        (
+            lambda name, N: eigenvalues(name, N) + (0 if name == "lin" else 1j * (N / math.pi - 1)),
+            "with the minus 1 inside",
+        ),
     ],
     "04.7": [
         (lambda image, vertical, horizontal: fft_convolution(image, horizontal), "only the rows"),
@@ -106,6 +146,18 @@ WRONG = {
             "the two results are added",
         ),
         (lambda image, vertical, horizontal: image * vertical[:, None] * horizontal, "pixel by pixel"),
+        (
+            lambda image, vertical, horizontal: (
+                fft_convolution(image, horizontal) * fft_convolution(image.mT, vertical).mT
+            ),
+            "the two results are multiplied",
+        ),
+        (
+            lambda image, vertical, horizontal: (
+                fft_convolution(fft_convolution(image, horizontal.flip(0)).mT, vertical.flip(0)).mT
+            ),
+            "a kernel is reversed",
+        ),
         (
             lambda image, vertical, horizontal: fft_convolution(fft_convolution(image, horizontal).mT, vertical),
             "transposed|shape",

@@ -28,12 +28,14 @@ def _normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tenso
 def read_line(answer: Callable) -> None:
     """h_0 + h_1 sqrt(3) (2x - 1) for floats."""
     root = math.sqrt(3)
-    for h_0, h_1, x in [(4.0, root, 0.0), (4.0, root, 0.75), (-1.0, 0.4, 1.0), (2.0, -3.0, 0.1)]:
+    for h_0, h_1, x in [(4.0, root, 0.75), (4.0, root, 0.0), (-1.0, 0.4, 1.0), (2.0, -3.0, 0.1)]:
         state, place = torch.tensor([h_0, h_1]).double(), torch.tensor([x]).double()
         expected = reconstruct(state, place).item()
         causes = {
             "the factor sqrt(3) of g_1 is missing": h_0 + h_1 * (2 * x - 1),
             "g_1 is sqrt(3) (2x - 1), not sqrt(3) x: at x = 1/2 it is 0": h_0 + h_1 * root * x,
+            "g_1 is sqrt(3) (2x - 1), not x: this is mean plus slope times x": h_0 + h_1 * x,
+            "2x - 1 needs brackets: sqrt(3) multiplies the 1, too": h_0 + h_1 * root * 2 * x - 1,
             "g_1 rises: it is 2x - 1, not 1 - 2x": h_0 - h_1 * root * (2 * x - 1),
             "the mean h_0 is missing": h_1 * root * (2 * x - 1),
             "this is g_1 with x - 1 in place of 2x - 1": h_0 + h_1 * root * (x - 1),
@@ -44,7 +46,7 @@ def read_line(answer: Callable) -> None:
 @exercise("04.2", "The LegS matrix")
 def legs_matrices(answer: Callable) -> None:
     """(A, B) of HiPPO-LegS, stable."""
-    for N in (1, 2, 3, 8):
+    for N in (3, 1, 2, 8):
         A, B = legs(N)
         low, diagonal = torch.tril(A, -1), torch.arange(1, N + 1).double()
         counted = torch.sqrt(2 * diagonal + 1)
@@ -53,6 +55,9 @@ def legs_matrices(answer: Callable) -> None:
             "A is transposed: the entries stand below the diagonal, k < n": (A.mT, B),
             "this is LegT: above the diagonal LegS has zeros": legt(N),
             "the diagonal is -(n + 1), not -(2n + 1)": (low - torch.diag(2 * diagonal - 1), B),
+            "the diagonal is missing: it is -(n + 1)": (low, B),
+            "the diagonal has the wrong sign: it is -(n + 1)": (low + torch.diag(diagonal), B),
+            "above the diagonal LegS has zeros, k > n": (low + low.mT - torch.diag(diagonal), B),
             "the diagonal is -(n + 1) with n from 0, not -n": (low - torch.diag(diagonal - 1), B),
             "n counts from 0: B[0] is sqrt(1), not sqrt(3)": (
                 -torch.tril(torch.outer(counted, counted), -1) - torch.diag(diagonal + 1),
@@ -70,7 +75,7 @@ def legs_matrices(answer: Callable) -> None:
 @exercise("04.3", "The generating function at one point")
 def generating_function(answer: Callable) -> None:
     """Sum of C A_bar^k B_bar z^k for k below L, at any complex z."""
-    for N, L, z, seed in [(1, 5, 0.5 + 0.0j, 0), (3, 8, complex(0, 1), 1), (4, 7, 0.6 - 0.7j, 2), (4, 16, -1 + 0j, 3)]:
+    for N, L, z, seed in [(4, 7, 0.6 - 0.7j, 2), (1, 5, 0.5 + 0.0j, 0), (3, 8, complex(0, 1), 1), (4, 16, -1 + 0j, 3)]:
         A, B, C = (
             _normal(N, N, seed=seed) / (2 * math.sqrt(N)),
             _normal(N, 1, seed=seed + 10),
@@ -83,10 +88,20 @@ def generating_function(answer: Callable) -> None:
             return (numbers * z ** torch.arange(length)).sum()
 
         endless = torch.linalg.solve(torch.eye(N) - z * A, B.to(torch.complex128))
-        unpowered = (C @ (torch.eye(N) - torch.linalg.matrix_power(A, L))).to(endless) @ endless
+        power = torch.linalg.matrix_power(A, L).to(endless)
+
+        def cut(rest: Tensor, C: Tensor = C, endless: Tensor = endless) -> Tensor:
+            return (C.to(endless) @ (endless - rest @ endless))[0, 0]
+
         causes = {
             "the sum is not cut off at L: multiply C by I - A_bar^L z^L": total(400),
-            "z^L is missing beside A_bar^L; it is 1 for a root of unity only": unpowered[0, 0],
+            "z^L is missing beside A_bar^L; it is 1 for a root of unity only": cut(power),
+            "z must be raised to the power L, too: z^L A_bar^L": cut(z * power),
+            "A_bar must be raised to the power L, too: z^L A_bar^L": cut(z**L * A),
+            "`A_bar ** L` is taken entry by entry; use torch.linalg.matrix_power": cut(z**L * A**L),
+            "the inverse is missing: (I - A_bar z)^-1, not I - A_bar z": (
+                C.to(endless) @ (torch.eye(N) - z**L * power) @ (torch.eye(N) - z * A) @ B.to(endless)
+            )[0, 0],
             "this is one term too many: k runs to L - 1": total(L + 1),
             "this is one term too few: the power is L, not L - 1": total(L - 1),
             "z is missing: this is the sum of the kernel": K.sum(),
@@ -99,7 +114,7 @@ def generating_function(answer: Callable) -> None:
 @exercise("04.4", "Woodbury for rank one")
 def solve_rank_one(answer: Callable) -> None:
     """(diag(d) + p q^*)^-1 b."""
-    for N, seed in [(1, 0), (3, 1), (8, 2)]:
+    for N, seed in [(3, 1), (1, 0), (8, 2)]:
         d, p, q, b = _normal(4, N, seed=seed, dtype=torch.complex128)
         d = d + 2
         expected = torch.linalg.solve(torch.diag(d) + torch.outer(p, q.conj()), b)
@@ -109,6 +124,14 @@ def solve_rank_one(answer: Callable) -> None:
             "q must be conjugated: q^* is the conjugate transpose": torch.linalg.solve(
                 torch.diag(d) + torch.outer(p, q), b
             ),
+            "q must be conjugated in the denominator, too": b / d - p / d * product / (1 + (q * p / d).sum()),
+            "q must be conjugated in the numerator, too": b / d - p / d * (q * b / d).sum() / (1 + share),
+            "b is not divided by d under q^*: the formula has q^* X^-1": b / d
+            - p / d * (q.conj() * b).sum() / (1 + share),
+            "p is not divided by d in the denominator: it has q^* X^-1 p": b / d
+            - p / d * product / (1 + (q.conj() * p).sum()),
+            "q^* v is one number, a sum over n; the sums are missing": b / d
+            - p / d * q.conj() * b / d / (1 + q.conj() * p / d),
             "the sign in front of the fraction is a minus": b / d + p / d * product / (1 + share),
             "the 1 in the denominator is missing": b / d - p / d * product / share,
             "the denominator is 1 + q^* X^-1 p; the sign is a plus": b / d - p / d * product / (1 - share),
@@ -122,7 +145,7 @@ def solve_rank_one(answer: Callable) -> None:
 @exercise("04.5", "S4D's kernel")
 def s4d_kernel(answer: Callable) -> None:
     """2 Re of the sum over C B_bar A_bar^k, by ZOH."""
-    for H, M, L, seed in [(1, 1, 4, 0), (3, 4, 9, 1), (2, 8, 16, 2)]:
+    for H, M, L, seed in [(3, 4, 9, 1), (1, 1, 4, 0), (2, 8, 16, 2)]:
         Lambda = torch.complex(-0.2 - _normal(H, M, seed=seed).abs(), 3 * _normal(H, M, seed=seed + 10))
         B, C = _normal(2, H, M, seed=seed + 20, dtype=torch.complex128)
         delta = 0.1 + _normal(H, seed=seed + 30).abs()
@@ -135,6 +158,11 @@ def s4d_kernel(answer: Callable) -> None:
             "B_bar is Euler's delta B; by ZOH it is (exp(delta Lambda) - 1) / Lambda B": diagonal_kernel(
                 A_bar, C * delta[:, None] * B, L
             ),
+            "B_bar is divided by delta Lambda; by ZOH it is (exp(delta Lambda) - 1) / Lambda B": diagonal_kernel(
+                A_bar, C * factor / delta[:, None] * B, L
+            ),
+            "the - 1 of B_bar is missing": diagonal_kernel(A_bar, C * A_bar / Lambda * B, L),
+            "C is missing": diagonal_kernel(A_bar, factor * B, L),
             "the powers begin at A_bar^0 = 1, not at A_bar": diagonal_kernel(A_bar, C * factor * B * A_bar, L),
             "the exponent has the wrong sign: A_bar = exp(delta Lambda)": diagonal_kernel(1 / A_bar, C * factor * B, L),
             "C must not be conjugated": diagonal_kernel(A_bar, C.conj() * factor * B, L),
@@ -155,7 +183,7 @@ def _inverse_law(N: int, n: Tensor) -> Tensor:
 @exercise("04.6", "Initial eigenvalues")
 def initial_eigenvalues(answer: Callable) -> None:
     """S4D-Lin and S4D-Inv."""
-    for name, N in [("lin", 2), ("lin", 8), ("inv", 4), ("inv", 16)]:
+    for name, N in [("lin", 8), ("lin", 2), ("inv", 4), ("inv", 16)]:
         A, _ = initial_system(name, N)
         n = torch.arange(N).double()
         kept = n[: N // 2]
@@ -167,6 +195,8 @@ def initial_eigenvalues(answer: Callable) -> None:
             "these are the eigenvalues of the other name": other,
             "the real part is +1/2: such a state explodes": torch.complex(-A.real, A.imag),
             "the real part is -1/2, not -1": torch.complex(2 * A.real, A.imag),
+            "the real part is missing; it is -1/2": torch.complex(0 * A.real, A.imag),
+            "these are the imaginary parts; an eigenvalue is -1/2 plus i times them": A.imag,
             "these are the conjugates: of each pair the one with a positive imaginary part is kept": A.conj(),
             "pi is missing": torch.complex(A.real, A.imag / math.pi if name == "lin" else A.imag * math.pi),
             "n counts from 0, not from 1": torch.complex(
@@ -174,6 +204,9 @@ def initial_eigenvalues(answer: Callable) -> None:
             ),
         }
         if name == "inv":
+            causes["the bracket holds N / (2n + 1) - 1, with the minus 1 inside"] = torch.complex(
+                A.real, N / math.pi * N / (2 * kept + 1) - 1
+            )
             causes["N is the number of all states, not N/2"] = torch.complex(A.real, _inverse_law(N // 2, kept))
         compare(answer(name, N), A, "the eigenvalues", given=f'name = "{name}", N = {N}', causes=causes)
 
@@ -181,7 +214,7 @@ def initial_eigenvalues(answer: Callable) -> None:
 @exercise("04.7", "Two sides, one filter")
 def separable_filter(answer: Callable) -> None:
     """The image convolved with an outer product."""
-    for H, W, seed in [(1, 4, 0), (5, 3, 1), (6, 6, 2)]:
+    for H, W, seed in [(5, 3, 1), (1, 4, 0), (6, 6, 2)]:
         image, vertical, horizontal = _normal(H, W, seed=seed), _normal(H, seed=seed + 10), _normal(W, seed=seed + 20)
         one, other = torch.zeros(H).double(), torch.zeros(W).double()
         one[0] = other[0] = 1
@@ -198,6 +231,11 @@ def separable_filter(answer: Callable) -> None:
             + by(vertical, other),
             "this is a product pixel by pixel, not a convolution": image * torch.outer(vertical, horizontal),
             "the ends wrap around: pad with zeros": wrapped,
+            "the two results are multiplied; the second filter must run over the result of the first": by(
+                one, horizontal
+            )
+            * by(vertical, other),
+            "a kernel is reversed: K[0] belongs to the pixel itself": by(vertical.flip(0), horizontal.flip(0)),
             "the result is still transposed": expected.mT,
         }
         if H == W:
