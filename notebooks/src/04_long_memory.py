@@ -413,9 +413,9 @@ print(
 # matrix has the same number of states, and they fade as slowly as anybody could wish. But most pairs of poles turn by a
 # large angle in every step, and a smooth input averages away in a state that turns fast. Our inputs hardly swing faster
 # than 0.2 radians a step (their spectrum is a bell of the width 1/15), and only one pole of 32 turns as slowly as that.
-# With slow angles, poles of the same radius know even more than LegS, up to an age of about 300. So HiPPO's matrix is
-# not the only memory. But nobody had to tell it how fast the inputs swing. (The dip of the green line at the far right is
-# the beginning of the input. Before it there was silence, and a state that swings fast notices such a jump.)
+# With slow angles, poles of the same radius know even more than LegS, up to an age of about 350. So HiPPO's matrix is
+# not the only memory. But nobody had to tell it how fast the inputs swing. (The dip of the green line at the far right
+# is the beginning of the input. Before it there was silence, and a state that swings fast notices such a jump.)
 #
 # ## 6. S4 stops the clock
 #
