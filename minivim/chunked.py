@@ -40,8 +40,9 @@ def _run_chunk(u, delta, A, B, h, reverse):
 
 def _walk(reverse: bool, *tensors: Tensor):
     """The steps of (B, K, ...) tensors, in the direction of time."""
-    steps = list(zip(*(x.unbind(1) for x in tensors), strict=True))
-    return reversed(steps) if reverse else steps
+    steps = range(tensors[0].shape[1])
+    # Not unbind: what it returns may not be changed in place where autograd looks on, as in an exported model.
+    return ([x.select(1, t) for x in tensors] for t in (reversed(steps) if reverse else steps))
 
 
 def spans(L: int, reverse: bool) -> list[slice]:

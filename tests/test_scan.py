@@ -398,6 +398,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch, unchecked):
         patch.setitem(scan.INSTALLED, "triton", False)
         with pytest.raises(ValueError, match=r"triton is not installed; .*minivim\[triton\]"):
             selective_scan(**problem(1, 3, 2, 2), backend="triton")
+    monkeypatch.setitem(scan.INSTALLED, "numba", True)
     with pytest.raises(ValueError, match="backend is 'numba', which cannot run on device meta: it runs on cpu only"):
         selective_scan(**{k: v.to("meta") for k, v in problem(1, 3, 2, 2).items()}, backend="numba")
 

@@ -246,8 +246,9 @@ def test_every_backend_gives_the_same_model(backend):
     torch.testing.assert_close(model.set_backend(backend)(image), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_compiles_and_exports(unchecked):
-    model, image = small(depth=1, img_size=8).eval(), torch.randn(2, 3, 8, 8)
+@pytest.mark.parametrize("backend", [name for name in available_backends("cpu") if name != "reference"])
+def test_compiles_and_exports(backend, unchecked):
+    model, image = small(depth=1, img_size=8).eval().set_backend(backend), torch.randn(2, 3, 8, 8)
     expected = model(image)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(image), expected, rtol=1e-5, atol=1e-5)
