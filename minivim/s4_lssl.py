@@ -24,6 +24,14 @@ def krylov(A: Float[Tensor, "*batch N N"], b: Float[Tensor, "*batch N"], length:
     return columns[..., :length]
 
 
+def log_step_sizes(H: int, delta_min: float, delta_max: float) -> nn.Parameter:
+    """log delta (H,), uniform between the logarithms of the bounds. Raises ValueError for bounds out of order."""
+    if not 0 < delta_min <= delta_max:
+        raise ValueError(f"delta_min is {delta_min}, delta_max {delta_max}; 0 < delta_min <= delta_max must hold")
+    low, high = math.log(delta_min), math.log(delta_max)
+    return nn.Parameter(low + (high - low) * torch.rand(H))
+
+
 class LSSL(nn.Module):
     """H state-space models side by side: (B, L, H) -> (B, L, H), by FFT; arXiv 2110.13985, section 3.
 
@@ -38,15 +46,12 @@ class LSSL(nn.Module):
         super().__init__()
         if H < 1:
             raise ValueError(f"H is {H}; it must be at least 1")
-        if not 0 < delta_min <= delta_max:
-            raise ValueError(f"delta_min is {delta_min}, delta_max {delta_max}; 0 < delta_min <= delta_max must hold")
         A, B = legs(N)
         self.register_buffer("A", A.to(torch.get_default_dtype()))
         self.register_buffer("B", B.to(torch.get_default_dtype()))
         self.C = nn.Parameter(torch.randn(H, N))
         self.D = nn.Parameter(torch.randn(H))
-        low, high = math.log(delta_min), math.log(delta_max)
-        self.log_delta = nn.Parameter(low + (high - low) * torch.rand(H))
+        self.log_delta = log_step_sizes(H, delta_min, delta_max)
 
     def discretized(self) -> tuple[Float[Tensor, "H N N"], Float[Tensor, "H N"]]:
         """A_bar (H, N, N) and B_bar (H, N): one A and B, H step sizes."""

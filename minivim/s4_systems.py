@@ -4,8 +4,6 @@ A system has no skip D and no batch: its `kernel` is what a layer convolves with
 Complex numbers are learned as their real and imaginary parts, and only one of each conjugate pair is kept.
 """
 
-import math
-
 import torch
 from jaxtyping import Complex, Float, Inexact
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from minivim.discretize import discretize, discretize_diagonal
 from minivim.hippo import dplr
 from minivim.s4_kernels import both_of_pair, dense, diagonal_kernel, dplr_kernel
+from minivim.s4_lssl import log_step_sizes
 
 
 def _as_parameter(x: Complex[Tensor, "*shape"]) -> nn.Parameter:
@@ -22,14 +21,6 @@ def _as_parameter(x: Complex[Tensor, "*shape"]) -> nn.Parameter:
 
 def _as_complex(parameter: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape"]:
     return torch.view_as_complex(parameter.double())
-
-
-def _step_sizes(H: int, delta_min: float, delta_max: float) -> nn.Parameter:
-    """log delta, uniform between the logarithms of the bounds."""
-    if not 0 < delta_min <= delta_max:
-        raise ValueError(f"delta_min is {delta_min}, delta_max {delta_max}; 0 < delta_min <= delta_max must hold")
-    low, high = math.log(delta_min), math.log(delta_max)
-    return nn.Parameter(low + (high - low) * torch.rand(H))
 
 
 def _product(row: Complex[Tensor, "*#batch N_kept"], column: Complex[Tensor, "*#batch N_kept"]) -> Tensor:
@@ -58,7 +49,7 @@ class DiagonalSystem(nn.Module):
         discretize_diagonal(A, 1.0, method)  # an unknown method is an error now, not at the first batch
         dtype = torch.get_default_dtype()
         self.method = method
-        self.log_delta = _step_sizes(H, delta_min, delta_max)
+        self.log_delta = log_step_sizes(H, delta_min, delta_max)
         A = A if shared else A.expand(H, -1)
         self.log_decay = nn.Parameter(torch.log(-A.real).to(dtype))
         if A.is_complex():
@@ -87,8 +78,8 @@ class DiagonalSystem(nn.Module):
 
     def initial_state(self, batch: int) -> Inexact[Tensor, "batch H N_kept"]:
         """Zeros (batch, H, N_kept)."""
-        A_bar = self.discretized()[0]
-        return A_bar.new_zeros(batch, *A_bar.shape)
+        dtype = torch.float64 if self.frequency is None else torch.complex128
+        return torch.zeros(batch, *self.C.shape[:2], dtype=dtype, device=self.C.device)
 
     def advance(
         self, u: Float[Tensor, "batch H"], state: Inexact[Tensor, "batch H N_kept"]
@@ -112,7 +103,7 @@ class DPLRSystem(nn.Module):
         if N < 2 or N % 2:
             raise ValueError(f"N is {N}; it must be even: complex states come in conjugate pairs")
         Lambda, P, B, _ = (each[N // 2 :] for each in dplr(N))
-        self.log_delta = _step_sizes(H, delta_min, delta_max)
+        self.log_delta = log_step_sizes(H, delta_min, delta_max)
         self.log_decay = nn.Parameter(torch.log(-Lambda.real).expand(H, -1).to(dtype).clone())
         self.frequency = nn.Parameter(Lambda.imag.expand(H, -1).to(dtype).clone())
         self.P, self.B = (_as_parameter(each.expand(H, -1)) for each in (P, B))
