@@ -15,7 +15,7 @@ import torch
 
 import minivim.exercises
 from minivim.exercises.checking import Todo, Wrong
-from minivim.exercises.judging import Guarded, shorten
+from minivim.exercises.judging import MOST_SAID, Guarded, named, shorten
 from minivim.grade_wire import Wire, decode, encode
 
 MAGIC = re.compile(r"^(\s*)[%!?].*$", re.MULTILINE)
@@ -55,11 +55,6 @@ def plain_python(source: str) -> str:
         return MAGIC.sub(r"\1pass", source)
 
 
-def named(error: BaseException) -> str:
-    """An exception's name and message in one line."""
-    return f"{type(error).__name__}: {shorten(error)}".removesuffix(": ")
-
-
 class Announcer:
     """Stands in for `minivim.exercises.check`: says that a check is due, and lends the function to the checker."""
 
@@ -88,7 +83,7 @@ class Announcer:
         except Todo:
             self.wire.send("todo")
         except Wrong as wrong:
-            self.wire.send("wrong", text=str(wrong)[:2000])
+            self.wire.send("wrong", text=str(wrong)[:MOST_SAID])
         except (TypeError, ValueError) as error:
             self.wire.send("wrong", text=f"your function returned {shorten(error)}")
         except BaseException as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from minivim.exercises.checking import Todo, Wrong
-from minivim.exercises.judging import Abandoned, Verdict, judge
+from minivim.exercises.judging import MOST_SAID, Abandoned, Verdict, judge
 from minivim.grade_wire import DTYPES, Wire, decode, encode
 
 START_SECONDS = 60  # for the process to load PyTorch and call back
@@ -163,7 +163,7 @@ class Run:
             reply = self.wire.receive()
             if reply["kind"] == "value":
                 return decode(reply["value"])
-            wrong = Todo() if reply["kind"] == "todo" else Wrong(clean(reply["text"], 2000))
+            wrong = Todo() if reply["kind"] == "todo" else Wrong(clean(reply["text"], MOST_SAID))
         except Exception as error:
             raise Abandoned from error
         raise wrong

@@ -178,7 +178,7 @@ def check_unchanged(function: object, given: tuple, original: tuple) -> None:
 
 def describe_exception(function: object, error: BaseException) -> str:
     """What the function raised and the line of its own code where that happened."""
-    text = f"your function raised {type(error).__name__}: {shorten(error)}".removesuffix(": ")
+    text = f"your function raised {named(error)}"
     code = getattr(inspect.unwrap(function), "__code__", None)
     trace, line = error.__traceback__, None
     while trace is not None:
@@ -190,6 +190,11 @@ def describe_exception(function: object, error: BaseException) -> str:
         return text
     source = linecache.getline(code.co_filename, line).strip()
     return f"{text}\nin line {line} of your code: {source}".removesuffix(": ")
+
+
+def named(error: BaseException) -> str:
+    """An exception's name and message in one line."""
+    return f"{type(error).__name__}: {shorten(error)}".removesuffix(": ")
 
 
 def shorten(error: BaseException) -> str:
