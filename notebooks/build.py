@@ -9,7 +9,6 @@ An unchanged source gives the same bytes again: ids are counted, metadata is fix
 
 import argparse
 import base64
-import io
 import os
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
+
+from minivim.viz import with_palette
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "# BEGIN SOLUTION", "# END SOLUTION"
@@ -85,10 +85,8 @@ def read_source(path: Path, solved: bool = False) -> nbformat.NotebookNode:
 
 
 def slimmed(picture: str) -> str:
-    """A PNG, in base64, with a palette of 256 colours: a drawing looks the same at a third of the bytes."""
-    image, slim = Image.open(io.BytesIO(base64.b64decode(picture))), io.BytesIO()
-    image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(slim, "PNG", optimize=True)
-    return base64.b64encode(slim.getvalue()).decode()
+    """A PNG, in base64, with a palette of 256 colours."""
+    return base64.b64encode(with_palette(base64.b64decode(picture), 256)).decode()
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path = HERE) -> nbformat.NotebookNode:
