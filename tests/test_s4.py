@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_s4_lssl import LENGTHS, PRECISIONS, by_steps
 
 from minivim.discretize import discretize
 from minivim.hippo import dplr, legs
@@ -13,8 +14,6 @@ from minivim.s4_kernels import INITS, diagonal_kernel, dplr_kernel, initial_syst
 from minivim.s4_nd import fft_convolution_2d
 
 signal = pytest.importorskip("scipy.signal")
-LENGTHS = (1, 2, 3, 63, 64, 65, 197)
-PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
 each_precision = pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=["float64", "float32"])
 LAYERS = {
     "S4": S4,
@@ -23,16 +22,6 @@ LAYERS = {
     **{f"S4D-{init}": lambda H, N, init=init: S4D(H, N, init) for init in INITS},
 }
 each_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-
-
-def by_steps(layer, u):
-    """Outputs of the recurrence over axis 1: the tokens of a sequence, the rows of an image."""
-    state = layer.initial_state(len(u)) if u.ndim == 3 else layer.initial_state(len(u), u.shape[2])
-    outputs = []
-    for t in range(u.shape[1]):
-        y, state = layer.step(u[:, t], state)
-        outputs.append(y)
-    return torch.stack(outputs, dim=1)
 
 
 def dense_system(layer):

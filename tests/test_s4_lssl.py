@@ -14,7 +14,9 @@ PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
 
 
 def by_steps(layer, u):
-    state, outputs = layer.initial_state(len(u)), []
+    """Outputs of the recurrence over axis 1: the tokens of a sequence, the rows of an image."""
+    state = layer.initial_state(len(u)) if u.ndim == 3 else layer.initial_state(len(u), u.shape[2])
+    outputs = []
     for t in range(u.shape[1]):
         y, state = layer.step(u[:, t], state)
         outputs.append(y)
