@@ -4,7 +4,6 @@ Vim and DeiT share all of it, so that their own files show nothing but what diff
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,23 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minivim.checks import check_choice, check_whole
 from minivim.processes import keep_freed_memory
 
 CLS_TOKENS = ("middle", "head", "double", "none")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def check_whole(name: str, value: object, minimum: int = 1) -> None:
-    """Raise a ValueError that names the field unless `value` is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}")
-
-
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise a ValueError that names the field unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from minivim import measure
-from minivim.backbone import check_choice, check_whole
 from minivim.bench_report import Report, Row, summarise
+from minivim.checks import check_choice, check_whole
 from minivim.processes import use_threads
 from minivim.scan import available_backends, bidirectional_scan, selective_scan
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minivim import measure
-from minivim.backbone import Backbone, check_choice, check_whole
+from minivim.backbone import Backbone
 from minivim.bench import check_run, collect, peak, sampler
 from minivim.bench_report import Report, Row, summarise
+from minivim.checks import check_choice, check_whole
 from minivim.models import MODELS, create_model
 from minivim.processes import use_threads
 from minivim.scan import available_backends

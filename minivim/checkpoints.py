@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from argparse import Namespace
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 from minivim.backbone import Backbone
 from minivim.deit import DeiT, DeiTConfig
 from minivim.extras import require
+from minivim.files import write_atomically
 from minivim.vim import VimConfig, VisionMamba
 
 CLASSES = {"VisionMamba": (VisionMamba, VimConfig), "DeiT": (DeiT, DeiTConfig)}
@@ -34,21 +34,6 @@ OFFICIAL_SSM = {
 
 
 # ---------------------------------------------------------------- our own files
-
-
-def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save(model: Backbone, path: str | Path, extra: Mapping | None = None) -> None:

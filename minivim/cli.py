@@ -119,7 +119,7 @@ def predict_flags(
 def predict(arguments: Sequence[str]) -> None:
     """Name what is in pictures: minivim predict CHECKPOINT IMAGE..."""
     flags = parse(predict_flags, arguments, "predict")
-    from minivim.backbone import check_whole
+    from minivim.checks import check_whole
     from minivim.inference import predict
 
     check_whole("top", flags["top"])

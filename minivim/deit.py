@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minivim.backbone import Backbone, BackboneConfig, DropPath, check_whole
+from minivim.backbone import Backbone, BackboneConfig, DropPath
+from minivim.checks import check_whole
 
 __all__ = ["Attention", "DeiT", "DeiTBlock", "DeiTConfig"]
 

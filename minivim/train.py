@@ -26,9 +26,9 @@ from torch.optim.swa_utils import AveragedModel
 from minivim import checkpoints
 from minivim.augment import augment
 from minivim.backbone import Backbone
-from minivim.checkpoints import write_atomically
 from minivim.data import ImageData, load_data
 from minivim.extras import require
+from minivim.files import write_atomically
 from minivim.images import LazyImages
 from minivim.inference import apply_backend, evaluate, fetch, logits_of, predict
 from minivim.models import create_model

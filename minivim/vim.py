@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, check_choice, check_whole
+from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed
+from minivim.checks import check_choice, check_whole
 from minivim.conv import bidirectional_conv_silu
 from minivim.mamba import SelectiveSSM
 from minivim.norm import EPS, add_rms_norm

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks"))
 import build  # noqa: E402 (a script beside the notebooks, not part of the package)
 
-from minivim.viz import flipbook  # noqa: E402 (after the line above only because it is sorted so)
+from minivim.figures.moving import flipbook  # noqa: E402 (after the line above only because it is sorted so)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))

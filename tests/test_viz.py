@@ -9,7 +9,7 @@ from test_lab import chromium  # noqa: F401 (a fixture)
 pytest.importorskip("matplotlib", reason="pictures need the extra 'notebooks'")
 Image = pytest.importorskip("PIL.Image", reason="pictures need the extra 'notebooks'")
 
-from minivim.viz import HEIGHT, WIDTH, flipbook  # noqa: E402 (after the skips)
+from minivim.figures.moving import HEIGHT, WIDTH, flipbook  # noqa: E402 (after the skips)
 
 
 def draw(figure, value):

@@ -26,8 +26,8 @@ import torch
 
 from minivim import lti
 from minivim.exercises import check
+from minivim.figures import flipbook
 from minivim.lti import LinearGaussian, kalman_filter, rts_smoother, simulate
-from minivim.viz import flipbook
 
 plt.rcParams["figure.dpi"] = 75
 

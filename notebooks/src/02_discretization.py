@@ -27,7 +27,7 @@ import torch
 from minivim import selective_scan
 from minivim.discretize import discretize, discretize_diagonal
 from minivim.exercises import check
-from minivim.viz import flipbook
+from minivim.figures import flipbook
 
 plt.rcParams["figure.dpi"] = 75
 

@@ -31,9 +31,9 @@ from torch import nn
 from minivim import lti
 from minivim.discretize import discretize
 from minivim.exercises import check
+from minivim.figures import flipbook
 from minivim.hippo import legs
 from minivim.s4 import LSSL
-from minivim.viz import flipbook
 
 plt.rcParams["figure.dpi"] = 75
 

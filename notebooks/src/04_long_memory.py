@@ -33,10 +33,10 @@ from minivim.augment import normalise
 from minivim.data import load_data
 from minivim.discretize import discretize
 from minivim.exercises import check
+from minivim.figures import flipbook
 from minivim.hippo import basis, dplr, legs, legt, reconstruct, remember
 from minivim.s4 import DSS, S4, S4D, S4ND
 from minivim.s4_kernels import dplr_kernel, initial_system
-from minivim.viz import flipbook
 
 plt.rcParams["figure.dpi"] = 75
 
