@@ -10,8 +10,8 @@ from minivim.discretize import discretize
 from minivim.hippo import dplr, legs
 from minivim.lti import kernel as dense_kernel
 from minivim.s4 import DSS, LSSL, S4, S4D, S4ND
-from minivim.s4_kernels import INITS, diagonal_kernel, dplr_kernel, initial_system, powers
-from minivim.s4_nd import fft_convolution_2d
+from minivim.s4.generating import INITS, diagonal_kernel, dplr_kernel, initial_system, powers
+from minivim.s4.nd import fft_convolution_2d
 
 signal = pytest.importorskip("scipy.signal")
 each_precision = pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS, ids=["float64", "float32"])
@@ -335,6 +335,6 @@ def test_bad_arguments_are_named(unchecked, make, message):
 
 
 def test_all_layers_stand_in_one_place():
-    assert LSSL.__module__ == "minivim.s4_lssl"
+    assert LSSL.__module__ == "minivim.s4.lssl"
     for layer in (LSSL(2, 4), S4(2, 4), DSS(2, 4), S4D(2, 4)):
         assert layer(torch.ones(1, 6, 2)).shape == (1, 6, 2)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minivim.hippo import legs
-from minivim.s4_lssl import LSSL, krylov
+from minivim.s4.lssl import LSSL, krylov
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 197)
 PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]

@@ -10,8 +10,8 @@ from minivim.discretize import discretize_diagonal
 from minivim.exercises.checking import compare, exercise
 from minivim.hippo import legs, legt, reconstruct
 from minivim.lti import kernel
-from minivim.s4_kernels import diagonal_kernel, initial_system
-from minivim.s4_nd import fft_convolution_2d
+from minivim.s4.generating import diagonal_kernel, initial_system
+from minivim.s4.nd import fft_convolution_2d
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -1208,7 +1208,7 @@ check("03.8", changing_matrix)
 # | the recurrence, and the kernel $K[k] = C \bar A^k \bar B$ | `minivim/lti.py`: `recurrence`, `kernel` |
 # | the answer to an impulse in control's convention | `minivim/lti.py`: `impulse_response` |
 # | the causal convolution by FFT | `minivim/lti.py`: `fft_convolution` |
-# | the layer | `minivim/s4_lssl.py`: `LSSL`; import it from `minivim.s4` |
+# | the layer | `minivim/s4/lssl.py`: `LSSL`; import it from `minivim.s4` |
 #
 # The kernel of an LSSL is made from dense matrices: every doubling is a product of (N, N) matrices for each channel.
 # For hundreds of channels and thousands of steps that is too slow. Chapter 04 finds matrices that make it fast, and

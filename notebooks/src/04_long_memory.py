@@ -36,7 +36,7 @@ from minivim.exercises import check
 from minivim.figures import flipbook
 from minivim.hippo import basis, dplr, legs, legt, reconstruct, remember
 from minivim.s4 import DSS, S4, S4D, S4ND
-from minivim.s4_kernels import dplr_kernel, initial_system
+from minivim.s4.generating import dplr_kernel, initial_system
 
 plt.rcParams["figure.dpi"] = 75
 
@@ -1293,9 +1293,9 @@ print("at the end it is sure, and right:", (belief[-1, label] > 0.9).item(), " p
 # | here | in the package |
 # |---|---|
 # | `remember_by_loop`, exercise 04.2 | `minivim.hippo`: `legs`, `legt`, `fourier`, `remember`, `reconstruct`, `dplr` |
-# | `kernel_s4`, exercises 04.3, 04.4 | `minivim.s4_kernels.dplr_kernel`; the layer `minivim.s4.S4` |
-# | `kernel_s4d`, exercises 04.5, 04.6 | `minivim.s4_kernels.diagonal_kernel`; the layers `S4D`, `DSS` |
-# | exercise 04.7 | `minivim.s4_nd`: the layer `S4ND` |
+# | `kernel_s4`, exercises 04.3, 04.4 | `minivim.s4.generating.dplr_kernel`; the layer `minivim.s4.S4` |
+# | `kernel_s4d`, exercises 04.5, 04.6 | `minivim.s4.generating.diagonal_kernel`; the layers `S4D`, `DSS` |
+# | exercise 04.7 | `minivim.s4.nd`: the layer `S4ND` |
 #
 # ## Further reading
 #

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
-from minivim.s4_kernels import initial_system
-from minivim.s4_systems import DiagonalSystem
+from minivim.s4.generating import initial_system
+from minivim.s4.systems import DiagonalSystem
 
 
 def fft_convolution_2d(u: Float[Tensor, "*batch H W"], K: Float[Tensor, "*batch_of_K H W"]) -> Float[Tensor, "... H W"]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from minivim.discretize import discretize, discretize_diagonal
 from minivim.hippo import dplr
-from minivim.s4_kernels import both_of_pair, dense, diagonal_kernel, dplr_kernel
-from minivim.s4_lssl import log_step_sizes
+from minivim.s4.generating import both_of_pair, dense, diagonal_kernel, dplr_kernel
+from minivim.s4.lssl import log_step_sizes
 
 
 def _as_parameter(x: Complex[Tensor, "*shape"]) -> nn.Parameter:
