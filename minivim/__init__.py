@@ -5,7 +5,7 @@ from minivim.checkpoints import load_official, to_official
 from minivim.deit import DeiT, DeiTConfig
 from minivim.mamba import MambaBlock
 from minivim.models import create_model, list_models
-from minivim.scan import available_backends, selective_scan
+from minivim.ops import available_backends, selective_scan
 from minivim.vim import VimBlock, VimConfig, VisionMamba
 
 __all__ = [

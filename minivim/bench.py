@@ -18,8 +18,8 @@ from torch import Tensor
 from minivim import measure
 from minivim.bench_report import Report, Row, summarise
 from minivim.checks import check_choice, check_whole
+from minivim.ops import available_backends, bidirectional_scan, selective_scan
 from minivim.processes import use_threads
-from minivim.scan import available_backends, bidirectional_scan, selective_scan
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 3e-2}  # of the largest value of each result

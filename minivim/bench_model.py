@@ -15,8 +15,8 @@ from minivim.bench import check_run, collect, peak, sampler
 from minivim.bench_report import Report, Row, summarise
 from minivim.checks import check_choice, check_whole
 from minivim.models import MODELS, create_model
+from minivim.ops import available_backends
 from minivim.processes import use_threads
-from minivim.scan import available_backends
 from minivim.vim import VisionMamba
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after up to 24 blocks, against float32

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minivim.scan import selective_scan
+from minivim.ops import selective_scan
 
 
 def selective_scan_fn(

@@ -6,7 +6,8 @@ import torch
 
 from minivim import measure
 from minivim.bench import ScanCase, error_against, reference_outputs
-from minivim.scan import BACKENDS, available_backends, choose_backend
+from minivim.ops import available_backends, choose_backend
+from minivim.ops.implementations import NEEDS
 
 OPTIONAL = {
     "numba": ("numba", "the fast scan on a CPU"),
@@ -39,7 +40,7 @@ def self_test(backend: str, device: str) -> str:
 def backend_lines(device: str) -> list[str]:
     """One line a backend: whether it can run and is right, or why it cannot."""
     lines = [f'scan backends on {device} ("auto" picks {available_backends(device)[0]}):']
-    return lines + [f"  {backend:<10} {self_test(backend, device)}" for backend in BACKENDS]
+    return lines + [f"  {backend:<10} {self_test(backend, device)}" for backend in NEEDS]
 
 
 def package_lines() -> list[str]:

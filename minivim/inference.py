@@ -15,8 +15,8 @@ from minivim.augment import normalise
 from minivim.backbone import Backbone
 from minivim.data import ImageData, load_data
 from minivim.images import fit, read_image, to_tensor
+from minivim.ops import choose_backend
 from minivim.processes import choose_device
-from minivim.scan import available_backends
 
 
 def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
@@ -26,7 +26,7 @@ def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
             raise ValueError(f"backend is {backend!r}; it must be 'auto' for a model without a scan")
         return "none"
     model.set_backend(backend)
-    return available_backends(device)[0] if backend == "auto" else backend
+    return choose_backend(backend, device).name
 
 
 def fetch(

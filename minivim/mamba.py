@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minivim.conv import causal_conv_silu
-from minivim.scan import selective_scan
+from minivim.ops import Backend, causal_conv_silu, choose_backend, selective_scan
 
 DELTA_MIN, DELTA_MAX = 0.001, 0.1  # the range of delta at initialization, Mamba, section 3.6
 
@@ -59,7 +58,7 @@ class SelectiveSSM(nn.Module):
         self.A_log.copy_(torch.arange(1, N + 1, device=self.A_log.device).log().expand(E, N))
         nn.init.ones_(self.D)
 
-    def conv(self, x: Float[Tensor, "B L E"], backend: str = "auto") -> Float[Tensor, "B L E"]:
+    def conv(self, x: Float[Tensor, "B L E"], backend: str | Backend = "auto") -> Float[Tensor, "B L E"]:
         """Depthwise causal convolution and SiLU: the input u of the scan."""
         return causal_conv_silu(x, self.conv_weight, self.conv_bias, reverse=self.reverse, backend=backend)
 
@@ -70,13 +69,13 @@ class SelectiveSSM(nn.Module):
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
         return u, delta, A, B, C, self.D, self.dt_proj.bias
 
-    def scan(self, u: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str = "auto", **state):
+    def scan(self, u: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend = "auto", **state):
         """Selection, recurrence and gate; `state`: initial_state and return_last_state of `selective_scan`."""
         *tensors, delta_bias = self.select(u)
         return selective_scan(*tensors, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
 
     def forward(
-        self, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str = "auto"
+        self, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend = "auto"
     ) -> Float[Tensor, "B L E"]:
         """x, z (B, L, E) -> gated output (B, L, E)."""
         return self.scan(self.conv(x, backend), z, backend)
@@ -106,7 +105,7 @@ class MambaBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole sequence at once; token t of the output depends on tokens 0 .. t only."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        return self.out_proj(self.ssm(x, z, self.backend))
+        return self.out_proj(self.ssm(x, z, choose_backend(self.backend, x.device)))
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros."""
@@ -118,6 +117,7 @@ class MambaBlock(nn.Module):
         """One token at a time, in constant memory: (output, next state); equal to `forward` token by token."""
         x, z = self.in_proj(token[:, None]).chunk(2, dim=-1)
         window = torch.cat((state.conv, x), dim=1)  # (B, K, E)
-        u = self.ssm.conv(window, self.backend)[:, -1:]
-        y, h = self.ssm.scan(u, z, self.backend, initial_state=state.ssm, return_last_state=True)
+        backend = choose_backend(self.backend, token.device)
+        u = self.ssm.conv(window, backend)[:, -1:]
+        y, h = self.ssm.scan(u, z, backend, initial_state=state.ssm, return_last_state=True)
         return self.out_proj(y)[:, 0], MambaState(window[:, 1:], h)

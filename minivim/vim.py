@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from minivim.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed
 from minivim.checks import check_choice, check_whole
-from minivim.conv import bidirectional_conv_silu
 from minivim.mamba import SelectiveSSM
-from minivim.norm import EPS, add_rms_norm
-from minivim.scan import bidirectional_scan, choose_backend
+from minivim.ops import Backend, add_rms_norm, bidirectional_conv_silu, bidirectional_scan, choose_backend
+from minivim.ops.norm import EPS
 
 __all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
 
@@ -77,13 +76,17 @@ class VimMixer(nn.Module):
         if config.init == "official":
             nn.init.zeros_(self.backward_ssm.dt_proj.bias)
 
-    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """Each token sees all others: those before it through one scan, those after it through the other."""
+    def forward(self, x: Float[Tensor, "B L D"], backend: Backend | None = None) -> Float[Tensor, "B L D"]:
+        """Each token sees all others: those before it through one scan, those after it through the other.
+
+        `backend` is the block's choice; None: this mixer's own.
+        """
+        backend = backend or choose_backend(self.backend, x.device)
         x, z = self.in_proj(x).chunk(2, dim=-1)
         one, two = self.forward_ssm, self.backward_ssm
         convs = (one.conv_weight, one.conv_bias), (two.conv_weight, two.conv_bias)
-        u, u_back = bidirectional_conv_silu(x, *convs, backend=self.backend)
-        y = bidirectional_scan(one.select(u), two.select(u_back), z, backend=self.backend)
+        u, u_back = bidirectional_conv_silu(x, *convs, backend=backend)
+        y = bidirectional_scan(one.select(u), two.select(u_back), z, backend=backend)
         return self.out_proj(y)
 
 
@@ -100,9 +103,9 @@ class VimBlock(nn.Module):
         self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """(update, residual) -> (this block's update, the residual with the incoming one added, at least float32)."""
-        update, backend = self.drop_path(update), self.mixer.backend
+        update, backend = self.drop_path(update), choose_backend(self.mixer.backend, update.device)
         x, residual = add_rms_norm(update, residual, self.norm.weight, backend=backend)  # self.norm, with the add in it
-        return self.mixer(x), residual
+        return self.mixer(x, backend), residual
 
 
 class VisionMamba(Backbone):

@@ -14,7 +14,7 @@ from minivim.bench import ScanBench, ScanCase, bench_scan
 from minivim.bench_model import TOLERANCES, ModelBench, ModelCase, bench_model, model_call, model_error
 from minivim.bench_report import draw_bars, draw_lines, spread, summarise, table
 from minivim.extras import require
-from minivim.scan import available_backends, selective_scan
+from minivim.ops import available_backends, selective_scan
 
 SMALL = ScanCase(2, 3, 5, 4, "float32", "cpu")
 

@@ -79,7 +79,7 @@ def test_models_prints_the_true_counts(capsys):
 
 
 def test_doctor_tests_each_backend_that_can_run(capsys):
-    from minivim.scan import available_backends
+    from minivim.ops import available_backends
 
     code, out, _ = run(capsys, "doctor")
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
@@ -102,10 +102,11 @@ def test_doctor_says_when_a_backend_is_wrong(capsys, monkeypatch):
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
-    from minivim import measure, scan
+    from minivim import measure
+    from minivim.ops import implementations
 
     monkeypatch.setattr(measure, "version", lambda name: None)
-    monkeypatch.setitem(scan.INSTALLED, "numba", False)
+    monkeypatch.setitem(implementations.INSTALLED, "numba", False)
     _, out, _ = run(capsys, "doctor")
     lines = {line.split()[0]: line for line in out.splitlines() if line}
     assert "missing" in lines["tyro"] and "pip install 'minivim[train]'" in lines["tyro"]

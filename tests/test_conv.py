@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minivim.conv import causal_conv_silu, conv_reference
-from minivim.scan import available_backends
+from minivim.ops import available_backends, causal_conv_silu
+from minivim.ops.reference import conv_reference
 
 BACKENDS = [name for name in ("numba", "reference") if name in available_backends("cpu")]
 

@@ -18,8 +18,7 @@ from minivim.kernels.lanes import LANES
 from minivim.kernels.scan_cpu import scan
 from minivim.kernels.scan_pair import scan_pair
 
-from minivim.conv import causal_conv_silu
-from minivim.scan import selective_scan
+from minivim.ops import causal_conv_silu, selective_scan
 
 
 def direction(batch=2, L=19, E=12, N=4):
@@ -173,7 +172,7 @@ def test_either_width_of_vector_is_right(lanes):
         llvm.get_host_cpu_features = lambda: {{"avx512f": {feature}}}
         from minivim.kernels import host, lanes
         llvm.get_host_cpu_features = features
-        from minivim.scan import scan_reference, selective_scan
+        from minivim.ops import scan_reference, selective_scan
         assert lanes.LANES == {lanes}
         host.cfunc = lambda signature, cache: numba.cfunc(signature)  # the cache is for this machine's width
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from minivim.norm import add_rms_norm
-from minivim.scan import available_backends
+from minivim.ops import add_rms_norm, available_backends
 
 BACKENDS = [name for name in ("numba", "reference") if name in available_backends("cpu")]
 only_with_numba = pytest.mark.skipif("numba" not in BACKENDS, reason="numba is not installed")

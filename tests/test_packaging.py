@@ -133,7 +133,7 @@ def test_a_wheel_holds_every_module_and_nothing_of_the_course(bare):
 def test_importing_minivim_loads_only_its_four_dependencies_beyond_torch(tmp_path):
     """In the full environment, where a stray import would succeed. What loads nothing else costs no time at import."""
     loaded = python(sys.executable, NEW_MODULES, tmp_path).split()
-    assert "minivim.scan" in loaded
+    assert "minivim.ops.scan" in loaded
     tops = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
     assert tops <= {"minivim", "torch", "numpy", "einops", "jaxtyping", "wadler_lindig", "typing_extensions"}
     heavy = [name for name in loaded if name.startswith(("torch._dynamo", "torch._inductor", "torch.distributed"))]

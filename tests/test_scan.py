@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minivim import scan
 from minivim.compat import selective_scan_fn
-from minivim.scan import available_backends, bidirectional_scan, scan_reference, selective_scan
+from minivim.ops import available_backends, bidirectional_scan, implementations, scan_reference, selective_scan
 
 FAST = [name for name in ("numba", "chunked") if name in available_backends("cpu")]
 BACKENDS = [*FAST, "reference"]
@@ -383,22 +382,22 @@ def test_bad_input_to_compat_is_named(change, error, sentence, unchecked):
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch, unchecked):
     with monkeypatch.context() as patch:
-        patch.setitem(scan.INSTALLED, "numba", False)
+        patch.setitem(implementations.INSTALLED, "numba", False)
         assert available_backends("cpu") == ("chunked", "reference")
         with pytest.raises(ValueError, match=r"backend is 'numba', .* numba is not installed; .*minivim\[numba\]"):
             selective_scan(**problem(1, 3, 2, 2), backend="numba")
     with monkeypatch.context() as patch:
-        patch.setitem(scan.INSTALLED, "triton", True)
+        patch.setitem(implementations.INSTALLED, "triton", True)
         assert available_backends("cuda") == ("chunked", "triton", "reference")
         patch.delenv("TRITON_INTERPRET", raising=False)
         with pytest.raises(
             ValueError, match="backend is 'triton', which cannot run on device cpu: it runs on cuda only"
         ):
             selective_scan(**problem(1, 3, 2, 2), backend="triton")
-        patch.setitem(scan.INSTALLED, "triton", False)
+        patch.setitem(implementations.INSTALLED, "triton", False)
         with pytest.raises(ValueError, match=r"triton is not installed; .*minivim\[triton\]"):
             selective_scan(**problem(1, 3, 2, 2), backend="triton")
-    monkeypatch.setitem(scan.INSTALLED, "numba", True)
+    monkeypatch.setitem(implementations.INSTALLED, "numba", True)
     with pytest.raises(ValueError, match="backend is 'numba', which cannot run on device meta: it runs on cpu only"):
         selective_scan(**{k: v.to("meta") for k, v in problem(1, 3, 2, 2).items()}, backend="numba")
 

@@ -16,8 +16,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from minivim.kernels import scan_gpu  # noqa: E402
 from test_scan import OPTIONS, errors, problem, run  # noqa: E402
 
-from minivim.conv import bidirectional_conv_silu, causal_conv_silu  # noqa: E402
-from minivim.scan import bidirectional_scan, selective_scan  # noqa: E402
+from minivim.ops import bidirectional_conv_silu, bidirectional_scan, causal_conv_silu, selective_scan  # noqa: E402  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

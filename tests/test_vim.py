@@ -18,7 +18,7 @@ from minivim import (
     to_official,
 )
 from minivim.checkpoints import official_name
-from minivim.scan import scan_reference
+from minivim.ops import scan_reference
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "state_dim": 4}

@@ -442,7 +442,7 @@ assert 30 < growth < 32
 # scale to long inputs. And because it is one equation.
 #
 # **What you built.** A trained Vim. It lives in `minivim/vim.py`; its data in `minivim/data.py`, the pieces of the
-# training loop in `minivim/train.py`, the scan in `minivim/scan.py`.
+# training loop in `minivim/train.py`, the scan in `minivim/ops/scan.py`.
 #
 # ## Further reading
 #

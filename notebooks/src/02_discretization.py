@@ -1136,7 +1136,7 @@ check("02.7", resample)
 # |---|---|
 # | the four rules for a matrix $A$, and the family with $\alpha$ | `minivim/discretize.py`: `discretize` |
 # | the same for a diagonal $A$, number by number | `minivim/discretize.py`: `discretize_diagonal` |
-# | Mamba's mixture: $\bar A = e^{\Delta A}$, $\bar B = \Delta B$ | `minivim/scan.py`: `selective_scan` |
+# | Mamba's mixture: $\bar A = e^{\Delta A}$, $\bar B = \Delta B$ | `minivim/ops/scan.py`: `selective_scan` |
 #
 # **To take along.** All that later chapters need from here is (2.2): a pair $\bar A$ and $\bar B$, made from $A$, $B$
 # and $\Delta$ by (2.3) or (2.4). ZOH is exact for a held input. Bilinear is of order 2 and needs no exponential. The

@@ -29,7 +29,7 @@ from torch import nn
 
 import minivim
 from minivim import VimBlock, VimConfig, selective_scan
-from minivim.conv import causal_conv_silu
+from minivim.ops import causal_conv_silu
 
 plt.rcParams["figure.dpi"] = 75
 
@@ -739,7 +739,7 @@ print("steps to the patch below:    ", (by_columns[1, 0] - by_columns[0, 0]).ite
 # | one direction | `minivim/mamba.py`: `SelectiveSSM` |
 # | both directions, block, model | `minivim/vim.py`: `VimMixer`, `VimBlock`, `VisionMamba` |
 # | official names | `minivim/checkpoints.py`: `load_official`, `to_official` |
-# | the scan and the convolution | `minivim/scan.py`, `minivim/conv.py`, fast in `kernels/` |
+# | the scan and the convolution | `minivim/ops/`, fast in `kernels/` |
 #
 # ## Further reading
 #

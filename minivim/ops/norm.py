@@ -1,23 +1,12 @@
 """Add and normalise: what stands between two blocks of Vim."""
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from minivim.scan import choose_backend
+from minivim.ops.backends import choose_backend
+from minivim.ops.implementations import Backend
 
 EPS = 1e-5
-
-
-def add_norm_reference(
-    update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None, weight: Float[Tensor, " D"]
-) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-    """The two steps one after the other: (RMSNorm of the sum in the weight's dtype, the sum)."""
-    total = update.to(torch.promote_types(update.dtype, torch.float32))
-    if residual is not None:
-        total = residual + total
-    return F.rms_norm(total.to(weight.dtype), weight.shape, weight, EPS), total
 
 
 def add_rms_norm(
@@ -25,7 +14,7 @@ def add_rms_norm(
     residual: Float[Tensor, "B L D"] | None,
     weight: Float[Tensor, " D"],
     *,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
     """(r / sqrt(mean(r^2) + 1e-5) * weight, r) with r = update + residual; the mean over D. RMSNorm, arXiv 1910.07467.
 
@@ -37,8 +26,4 @@ def add_rms_norm(
         shapes = f"update has shape {tuple(update.shape)}, weight {tuple(weight.shape)}"
         shapes += "" if residual is None else f", residual {tuple(residual.shape)}"
         raise ValueError(f"{shapes}; they must be (B, L, D), (D,) and, with a residual, (B, L, D)")
-    if choose_backend(backend, update.device) == "numba":
-        from minivim.kernels.norm_cpu import add_rms_norm as add_norm
-
-        return add_norm(update, residual, weight, EPS)
-    return add_norm_reference(update, residual, weight)
+    return choose_backend(backend, update.device).add_norm(update, residual, weight, EPS)

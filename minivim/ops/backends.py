@@ -1,0 +1,23 @@
+"""The choice of a backend, in the open: by name, or the best one for the device."""
+
+import os
+
+import torch
+
+from minivim.ops.implementations import INSTALLED, NEEDS, Backend, can_run, load, missing
+
+
+def choose_backend(backend: str | Backend, device: torch.device) -> Backend:
+    """The backend that will run: the best for "auto". ValueError if it is unknown or cannot run, with the reason."""
+    if isinstance(backend, Backend):
+        return backend
+    if backend == "auto":
+        return load(next(name for name in NEEDS if can_run(name, device.type)))
+    interpreted = backend == "triton" and INSTALLED[backend] and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend in NEEDS and can_run(backend, device.type) or interpreted:
+        return load(backend)
+    names = ", ".join(map(repr, ("auto", *NEEDS)))
+    if backend not in NEEDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {names}")
+    reason = missing(backend) or f"it runs on {NEEDS[backend][0]} only"
+    raise ValueError(f"backend is {backend!r}, which cannot run on device {device}: {reason}")

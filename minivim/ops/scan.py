@@ -1,0 +1,101 @@
+"""The selective scan as people call it: checked arguments, a chosen backend. `reference.py` says what it computes."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from minivim.ops.backends import choose_backend
+from minivim.ops.implementations import Backend
+
+
+def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+    """TypeError or ValueError for anything but floating tensors of the shapes in `selective_scan`, on one device."""
+    for name, x in (("u", u), ("A", A)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+    if u.ndim != 3:
+        raise ValueError(f"u has shape {tuple(u.shape)}; it must be (B, L, E)")
+    if A.ndim != 2:
+        raise ValueError(f"A has shape {tuple(A.shape)}; it must be (E, N)")
+    (batch, L, E), N = u.shape, A.shape[1]
+    if 0 in (batch, L, E, N):
+        raise ValueError(
+            f"u has shape {(batch, L, E)} and A {tuple(A.shape)}; no size of (B, L, E) and (E, N) may be 0"
+        )
+    tokens, states = ("(B, L, E)", (batch, L, E)), ("(B, L, N)", (batch, L, N))
+    channels = ("(E,)", (E,))
+    for name, x, (letters, shape), optional in (
+        ("u", u, tokens, False),
+        ("delta", delta, tokens, False),
+        ("A", A, ("(E, N)", (E, N)), False),
+        ("B", B, states, False),
+        ("C", C, states, False),
+        ("D", D, channels, True),
+        ("z", z, tokens, True),
+        ("delta_bias", delta_bias, channels, True),
+        ("initial_state", initial_state, ("(B, E, N)", (batch, E, N)), True),
+    ):
+        if x is None and optional:
+            continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {letters} = {shape}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be a real floating-point type")
+        if x.device != u.device:
+            raise ValueError(f"{name} is on device {x.device}; it must be on {u.device}, as u is")
+
+
+def selective_scan(
+    u: Float[Tensor, "B L E"],
+    delta: Float[Tensor, "B L E"],
+    A: Float[Tensor, "E N"],
+    B: Float[Tensor, "B L N"],
+    C: Float[Tensor, "B L N"],
+    D: Float[Tensor, " E"] | None = None,
+    z: Float[Tensor, "B L E"] | None = None,
+    delta_bias: Float[Tensor, " E"] | None = None,
+    delta_softplus: bool = False,
+    *,
+    initial_state: Float[Tensor, "B E N"] | None = None,
+    return_last_state: bool = False,
+    reverse: bool = False,
+    backend: str | Backend = "auto",
+) -> Float[Tensor, "B L E"] | tuple[Float[Tensor, "B L E"], Float[Tensor, "B E N"]]:
+    """The selective scan of Mamba (arXiv 2312.00752, Eq. 2 and Algorithm 2), with skip D and gate silu(z).
+
+    u            (B, L, E)  input; any real floating dtype, the state is float32 (float64 for float64)
+    delta        (B, L, E)  step size in tokens: after adding delta_bias (E,) and, if delta_softplus, softplus
+    A            (E, N)     diagonal state matrix, negative for a memory that fades
+    B, C         (B, L, N)  input and output maps, chosen by each token
+    D, z         (E,), (B, L, E)  skip and gate, each may be None
+    initial_state  (B, E, N)  the state before the first step, zero by default
+    reverse      walk from L - 1 down to 0; nothing is flipped in memory
+    backend      "auto" (the first of `available_backends`), "numba", "triton", "chunked" or "reference"; with
+                 TRITON_INTERPRET=1 in the environment Triton's interpreter runs "triton" on a CPU, for tests
+
+    Returns out (B, L, E) in u's dtype; with return_last_state also the last state (B, E, N), float32 (float64).
+    Raises TypeError or ValueError, which name the argument, what it was and what it must be.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    scan = choose_backend(backend, u.device).scan
+    out, last_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse)
+    return (out, last_state) if return_last_state else out
+
+
+def bidirectional_scan(
+    ahead: tuple[Float[Tensor, "..."], ...],
+    back: tuple[Float[Tensor, "..."], ...],
+    z: Float[Tensor, "B L E"],
+    *,
+    backend: str | Backend = "auto",
+) -> Float[Tensor, "B L E"]:
+    """The two directions of a Vim block, averaged and gated: (y_ahead + y_back) / 2 * silu(z). Vim, Algorithm 1.
+
+    ahead, back  the first seven arguments of `selective_scan` but z: u, delta, A, B, C, D, delta_bias, each with its
+                 own u; delta before softplus. `back` walks from L - 1 down to 0.
+    Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
+    """
+    for *tensors, delta_bias in (ahead, back):
+        _check(*tensors, z, delta_bias, None)
+    return choose_backend(backend, z.device).bidirectional_scan(ahead, back, z)
