@@ -66,7 +66,7 @@ def no_arguments(command: str, arguments: Sequence[str]) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     """Train a model: minivim train --data digits"""
-    from minivim.recipes import TrainConfig
+    from minivim.train.recipes import TrainConfig
 
     config = parse(TrainConfig, spell_out_switches(TrainConfig, arguments), "train")
     from minivim.train import train
@@ -92,7 +92,7 @@ def eval_flags(
 def evaluate(arguments: Sequence[str]) -> None:
     """Score a checkpoint: minivim eval CHECKPOINT --data digits"""
     flags = parse(eval_flags, arguments, "eval")
-    from minivim.inference import evaluate
+    from minivim.train import evaluate
 
     found = evaluate(flags.pop("checkpoint"), flags.pop("data"), **flags)
     print(f"{found['images']:,} images, accuracy {found['accuracy']:.2%}, cross-entropy {found['loss']:.4f}")
@@ -120,7 +120,7 @@ def predict(arguments: Sequence[str]) -> None:
     """Name what is in pictures: minivim predict CHECKPOINT IMAGE..."""
     flags = parse(predict_flags, arguments, "predict")
     from minivim.checks import check_whole
-    from minivim.inference import predict
+    from minivim.train import predict
 
     check_whole("top", flags["top"])
     images = flags.pop("images")
@@ -147,16 +147,15 @@ def models(arguments: Sequence[str]) -> None:
 def doctor(arguments: Sequence[str]) -> None:
     """Say what runs here: versions, devices, backends; test each backend"""
     no_arguments("doctor", arguments)
-    from minivim.doctor import diagnose
+    from minivim.bench.doctor import diagnose
 
     print(diagnose())
 
 
 def bench(arguments: Sequence[str]) -> None:
     """Measure speed and memory: minivim bench scan, minivim bench model"""
-    from minivim.bench import ScanBench, bench_scan
-    from minivim.bench_model import ModelBench, bench_model
-    from minivim.bench_report import table
+    from minivim.bench import ModelBench, ScanBench, bench_model, bench_scan
+    from minivim.bench.report import table
 
     kinds = {"scan": (ScanBench, bench_scan), "model": (ModelBench, bench_model)}
     kind, *flags = arguments or [""]
@@ -200,7 +199,7 @@ def grade_flags(
 def grade(arguments: Sequence[str]) -> None:
     """Grade the exercises of a class: minivim grade FILE.ipynb|FOLDER"""
     flags = parse(grade_flags, arguments, "grade")
-    from minivim.grade import grade_files, table
+    from minivim.course.grade import grade_files, table
 
     print(table(grade_files(**flags)))
 

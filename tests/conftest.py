@@ -64,8 +64,8 @@ def unchecked():
 @pytest.fixture
 def small_data(monkeypatch):
     """160 training and 40 test images, given to `minivim.train` whatever it asks for."""
-    from small_runs import small_bundle
+    from tests.train.small_runs import small_bundle
 
     data = small_bundle()
-    monkeypatch.setattr("minivim.train.load_data", lambda *args, **options: data)
+    monkeypatch.setattr("minivim.train.loop.load_data", lambda *args, **options: data)
     return data

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from minivim import checkpoints, cli, create_model, list_models
-from minivim.recipes import TrainConfig
+from minivim import cli, create_model, list_models
+from minivim.models import checkpoints
+from minivim.train.recipes import TrainConfig
 
 pytest.importorskip("tyro", reason="the command line needs the extra 'train'")
 
@@ -89,20 +90,20 @@ def test_doctor_tests_each_backend_that_can_run(capsys):
 
 
 def test_doctor_says_when_a_backend_is_wrong(capsys, monkeypatch):
-    from minivim import bench
+    from minivim.bench import scan as bench
 
     scan = bench.selective_scan
     wrong = lambda *a, **k: scan(*a, **k) * 1.01  # noqa: E731
     expected = bench.reference_outputs(bench.ScanCase(1, 4, 5, 2, "float32", "cpu").inputs())
     monkeypatch.setattr(bench, "selective_scan", wrong)
-    monkeypatch.setattr("minivim.doctor.reference_outputs", lambda inputs: expected)
-    monkeypatch.setattr("minivim.doctor.SELF_TEST", (1, 4, 5, 2))
+    monkeypatch.setattr("minivim.bench.doctor.reference_outputs", lambda inputs: expected)
+    monkeypatch.setattr("minivim.bench.doctor.SELF_TEST", (1, 4, 5, 2))
     _, out, _ = run(capsys, "doctor")
     assert "WRONG: reference does not compute the reference's function" in out
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(capsys, monkeypatch):
-    from minivim import measure
+    from minivim.bench import measure
     from minivim.ops import implementations
 
     monkeypatch.setattr(measure, "version", lambda name: None)
@@ -142,7 +143,7 @@ def test_resume_takes_the_run_up(capsys, trained):
 
 
 def test_eval_prints_what_evaluate_returns(capsys, checkpoint):
-    from minivim.inference import evaluate
+    from minivim.train.prediction import evaluate
 
     code, out, _ = run(capsys, "eval", str(checkpoint), "--data", "digits")
     found = evaluate(checkpoint, "digits")
@@ -151,7 +152,7 @@ def test_eval_prints_what_evaluate_returns(capsys, checkpoint):
 
 
 def test_predict_prints_the_likeliest_classes(capsys, checkpoint, picture):
-    from minivim.inference import predict
+    from minivim.train.prediction import predict
 
     code, out, _ = run(capsys, "predict", str(checkpoint), str(picture), str(picture), "--top", "2")
     [(first, p), (second, q)], _ = predict(checkpoint, [picture, picture], top=2)

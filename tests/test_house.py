@@ -21,7 +21,7 @@ from minivim.ops import causal_conv_silu
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "minivim").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
-CODE = sorted([*PACKAGE, *KERNELS, *ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("notebooks/*.py")])
+CODE = sorted([*PACKAGE, *KERNELS, *ROOT.glob("*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("notebooks/*.py")])
 TEXTS = [
     *CODE,
     *(
@@ -37,14 +37,13 @@ FLOORS = [
     {"kernels"},
     {"checks", "extras"},
     {"discretize", "figures", "files", "processes"},
-    {"measure", "shapes", "images", "ops"},
-    {"mamba", "lti", "hippo", "compat", "backbone"},
-    {"vim", "deit", "s4"},
-    {"checkpoints", "data", "augment", "recipes"},
-    {"models", "inference"},
+    {"lti", "hippo"},
+    {"data", "s4", "ops"},
+    {"compat", "models"},
     {"__init__"},  # what `import minivim` loads: never the training loop, the measurements or the command line
-    {"train", "bench", "exercises"},
-    {"doctor", "grade"},
+    {"train"},
+    {"bench"},
+    {"course"},
     {"cli"},
     {"__main__"},
 ]
@@ -60,15 +59,20 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def room(path: Path) -> str:
-    """The room a file belongs to: its module, or the folder `kernels` or `exercises` it stands in."""
+def module(path: Path) -> str:
+    """The dotted name of a file of the package; of a folder's `__init__` that of the folder."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0] if parts[0] == "kernels" else room_of_module(parts[1])
+    parts = ("minivim", *parts) if parts[0] == "kernels" else parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def room_of_module(module: str) -> str:
-    """A room too large for one file stands in several: bench.py, bench_report.py."""
-    return module if module.startswith("__") else module.partition("_")[0]
+MODULES = {module(path): path for path in PACKAGE + KERNELS}
+
+
+def room(dotted: str) -> str:
+    """The room of a module: the first name below minivim; what minivim itself exports counts as `__init__`."""
+    below = dotted.split(".")[1:2] or ["__init__"]
+    return below[0] if f"minivim.{below[0]}" in MODULES else "__init__"
 
 
 def floor(of: str) -> int:
@@ -90,10 +94,18 @@ def imports(source: str) -> set[str]:
 
 
 def rooms_used(source: str) -> set[str]:
-    """The rooms of the package that `source` imports from; what minivim itself exports counts as __init__."""
-    used = {(dotted.split(".") + [""])[1] for dotted in imports(source) if dotted.split(".")[0] == "minivim"}
-    modules = {path.stem for path in PACKAGE} | set().union(*FLOORS)
-    return {room_of_module(each) if each in modules else "__init__" for each in used}
+    """The rooms of the package that `source` imports from."""
+    return {room(dotted) for dotted in imports(source) if dotted.split(".")[0] == "minivim"}
+
+
+def modules_used(source: str) -> set[str]:
+    """The modules of the package that `source` imports, by their own names."""
+    found = set()
+    for dotted in imports(source):
+        while dotted and dotted not in MODULES:
+            dotted = dotted.rpartition(".")[0]
+        found |= {dotted} - {""}
+    return found
 
 
 def required(source: str) -> set[tuple[str, str]]:
@@ -162,7 +174,7 @@ def test_a_file_of_code_is_read_in_one_go(path):
 
 @pytest.mark.parametrize("path", PACKAGE + KERNELS, ids=name)
 def test_a_room_imports_only_from_the_floors_below(path):
-    here = room(path)
+    here = room(module(path)) if path != ROOT / "minivim" / "__init__.py" else "__init__"
     above = {each for each in rooms_used(path.read_text()) if each != here and floor(each) >= floor(here)}
     assert above == set(), f"{here} may not import from {sorted(above)}"
 
@@ -252,21 +264,51 @@ def test_unchecked_switches_the_checks_off(unchecked):
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
 def test_kernels_reach_their_compilers_unwrapped(path):
-    dotted = "minivim.kernels" if path.stem == "__init__" else f"minivim.kernels.{path.stem}"
-    kernel = pytest.importorskip(dotted, exc_type=ImportError, reason="its compiler is not installed")
+    kernel = pytest.importorskip(module(path), exc_type=ImportError, reason="its compiler is not installed")
     assert not hasattr(kernel, "jaxtyping")  # the run-time checks would have put this name there
+
+
+def test_no_module_is_reached_twice_on_the_way_down():
+    """What a module imports, anywhere in it, never leads back to it; a room's own door is for those outside."""
+    uses = {name: modules_used(path.read_text()) - {name} for name, path in MODULES.items()}
+    while done := [name for name in uses if not uses[name] & uses.keys()]:
+        for name in done:
+            del uses[name]
+    assert uses == {}, "these modules import each other in a circle"
+
+
+def crowded(paths: list[Path]) -> list[str]:
+    """Files that want to be a folder: a name that begins with another file's or folder's name, or a shared prefix."""
+    found = []
+    for path in paths:
+        prefix = path.stem.removeprefix("test_").partition("_")[0]
+        others = [other for other in path.parent.iterdir() if other != path and other.suffix in ("", ".py")]
+        others = [other.stem.removeprefix("test_") for other in others if not other.name.startswith("_")]
+        if "_" in path.stem.removeprefix("test_") and any(each.split("_")[0] == prefix for each in others):
+            found.append(path.name)
+    return found
+
+
+def test_a_prefix_that_several_files_share_is_a_folder():
+    assert crowded([path for path in CODE if not path.name.startswith("_")]) == []
 
 
 # The rules above, tried on lines that break them.
 
 
+def test_the_rule_of_prefixes_sees_what_wants_a_folder(tmp_path):
+    for each in ("grade.py", "grade_wire.py", "scan_cpu.py", "scan_gpu.py", "nbval_free.py", "__init__.py"):
+        (tmp_path / each).touch()
+    assert crowded(sorted(tmp_path.glob("*.py"))) == ["grade_wire.py", "scan_cpu.py", "scan_gpu.py"]
+
+
 def test_the_floor_rule_sees_every_kind_of_import():
-    assert rooms_used("import minivim.vim") == {"vim"}
-    assert rooms_used("from minivim import vim") == {"vim"}
+    assert rooms_used("import minivim.models.vim") == {"models"}
+    assert rooms_used("from minivim import lti") == {"lti"}
     assert rooms_used("def f():\n    from minivim.ops import selective_scan") == {"ops"}
     assert rooms_used("from minivim import selective_scan") == {"__init__"}
     assert rooms_used("import minivim") == {"__init__"}
-    assert rooms_used("from minivim.bench_report import Report") == {"bench"}
+    assert rooms_used("from minivim.bench.report import Report") == {"bench"}
     assert rooms_used("import torch") == set()
 
 

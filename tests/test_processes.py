@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from small_runs import TINY, records_of, same
 from torch.nn.parallel import DistributedDataParallel
 
 from minivim import create_model
-from minivim.recipes import TrainConfig
 from minivim.train import compute_gradients, train
+from minivim.train.recipes import TrainConfig
+from tests.train.small_runs import TINY, records_of, same
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")

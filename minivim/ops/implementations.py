@@ -62,14 +62,15 @@ def load(name: str) -> Backend:
 def build(name: str) -> Backend:
     """Import a backend's modules and gather their functions."""
     if name == "numba":
-        from minivim.kernels.conv_cpu import causal_conv_silu as conv
-        from minivim.kernels.norm_cpu import add_rms_norm
-        from minivim.kernels.scan_cpu import selective_scan
-        from minivim.kernels.scan_pair import bidirectional_scan
+        from minivim.kernels.cpu.conv.launch import causal_conv_silu as conv
+        from minivim.kernels.cpu.norm.launch import add_rms_norm
+        from minivim.kernels.cpu.scan.launch import selective_scan
+        from minivim.kernels.cpu.scan.pair import bidirectional_scan
 
         return Backend(name, selective_scan, bidirectional_scan, conv, partial(one_and_the_other, conv), add_rms_norm)
     if name == "triton":
-        from minivim.kernels import conv_gpu, scan_gpu
+        from minivim.kernels.gpu.conv import launch as conv_gpu
+        from minivim.kernels.gpu.scan import launch as scan_gpu
 
         scans = scan_gpu.selective_scan, scan_gpu.bidirectional_scan
         return Backend(name, *scans, conv_gpu.causal_conv_silu, conv_gpu.bidirectional_conv_silu, add_norm_reference)

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 import minivim
-from minivim.augment import normalise, random_affine
+from minivim.course import check
 from minivim.data import load_data
-from minivim.exercises import check
+from minivim.data.augment import normalise, random_affine
 from minivim.train import compute_gradients, decay_groups, epoch_batches, learning_rate
 
 plt.rcParams["figure.dpi"] = 75
@@ -441,8 +441,8 @@ assert 30 < growth < 32
 # So why learn it? Because a state that is carried along, in place of a look at everything, is one of the few ideas that
 # scale to long inputs. And because it is one equation.
 #
-# **What you built.** A trained Vim. It lives in `minivim/vim.py`; its data in `minivim/data.py`, the pieces of the
-# training loop in `minivim/train.py`, the scan in `minivim/ops/scan.py`.
+# **What you built.** A trained Vim. It lives in `minivim/models/vim.py`; its data in `minivim/data/`, the pieces
+# of the training loop in `minivim/train/`, the scan in `minivim/ops/`.
 #
 # ## Further reading
 #

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from minivim import lti
-from minivim.exercises import check
+from minivim.course import check
 from minivim.figures import flipbook
 from minivim.lti import LinearGaussian, kalman_filter, rts_smoother, simulate
 

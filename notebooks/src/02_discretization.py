@@ -25,8 +25,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from minivim import selective_scan
+from minivim.course import check
 from minivim.discretize import discretize, discretize_diagonal
-from minivim.exercises import check
 from minivim.figures import flipbook
 
 plt.rcParams["figure.dpi"] = 75

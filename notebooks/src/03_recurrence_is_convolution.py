@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from minivim import lti
+from minivim.course import check
 from minivim.discretize import discretize
-from minivim.exercises import check
 from minivim.figures import flipbook
 from minivim.hippo import legs
 from minivim.s4 import LSSL

@@ -29,10 +29,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from minivim import lti
-from minivim.augment import normalise
+from minivim.course import check
 from minivim.data import load_data
+from minivim.data.augment import normalise
 from minivim.discretize import discretize
-from minivim.exercises import check
 from minivim.figures import flipbook
 from minivim.hippo import basis, dplr, legs, legt, reconstruct, remember
 from minivim.s4 import DSS, S4, S4D, S4ND

@@ -735,10 +735,10 @@ print("steps to the patch below:    ", (by_columns[1, 0] - by_columns[0, 0]).ite
 #
 # | what | where |
 # |---|---|
-# | patches, class token, position embedding, `resize_to`, `forward_grid` | `minivim/backbone.py` |
-# | one direction | `minivim/mamba.py`: `SelectiveSSM` |
-# | both directions, block, model | `minivim/vim.py`: `VimMixer`, `VimBlock`, `VisionMamba` |
-# | official names | `minivim/checkpoints.py`: `load_official`, `to_official` |
+# | patches, class token, position embedding, `resize_to`, `forward_grid` | `minivim/models/backbone.py` |
+# | one direction | `minivim/models/mamba.py`: `SelectiveSSM` |
+# | both directions, block, model | `minivim/models/vim.py`: `VimMixer`, `VimBlock`, `VisionMamba` |
+# | official names | `minivim/models/checkpoints.py`: `load_official`, `to_official` |
 # | the scan and the convolution | `minivim/ops/`, fast in `kernels/` |
 #
 # ## Further reading

@@ -1,0 +1,1 @@
+"""The selective scan: loops, and how they are launched."""

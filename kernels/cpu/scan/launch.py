@@ -1,0 +1,226 @@
+"""The CPU scan as PyTorch operators: autograd, torch.compile and torch.export see one opaque op and its gradient.
+
+`scan` runs one direction, `scan_pair` a forward and a backward one that share the gate z, and averages them.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from minivim.kernels import operators
+from minivim.kernels.cpu import host
+from minivim.kernels.cpu.host import partition, pointer, rows, walk
+from minivim.kernels.cpu.scan import backward as backward_loops
+from minivim.kernels.cpu.scan import forward as forward_loops
+from minivim.kernels.cpu.scan.forward import CHUNK, RECORD
+from minivim.kernels.operators import compute_dtype
+from torch import Tensor
+
+
+class Direction(NamedTuple):
+    """One scan, as the kernels want it: one dtype, unit stride along channels, states in fours."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    bias: Tensor | None
+    softplus: bool
+    reverse: bool
+
+
+def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """States are taken four at a time; the missing ones are zero."""
+    return rows(F.pad(x, (0, padded(x) - x.shape[-1])) if x.shape[-1] % 4 else x, dtype)
+
+
+def padded(A: Tensor) -> int:
+    """The number of states, rounded up to a multiple of 4."""
+    return A.shape[-1] + -A.shape[-1] % 4
+
+
+def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction:
+    u, delta, B, C = rows(u, dtype), rows(delta, dtype), pad_states(B, dtype), pad_states(C, dtype)
+    D, bias = (x if x is None else rows(x, dtype) for x in (D, bias))
+    return Direction(u, delta, A.to(dtype), B, C, D, bias, softplus, reverse)
+
+
+def forward_record(part: Direction, z, out, state, index: int, share: int, fresh: bool) -> list[int]:
+    """The fields of `forward.py` that both passes read; state (B, 1 or chunks + 1, N, E)."""
+    back = part.reverse
+    arrays = [field for x in (part.u, part.delta, z, out, part.B, part.C) for field in walk(x, back)]
+    between = state.stride(1) if state.shape[1] > 1 else 0
+    vectors = [part.A.data_ptr(), pointer(part.D), pointer(part.bias), state.data_ptr(), state.stride(0), between]
+    return [*arrays, *vectors, part.softplus, index > 0, share, *part.A.stride(), part.A.shape[1], fresh]
+
+
+def run(module, name: str, parts: list[Direction], records: list[list[int]]) -> None:
+    """One launch for all directions."""
+    (batch, L, E), N = parts[0].u.shape, padded(parts[0].A)
+    fields = [field for record in records for field in record + [0] * (RECORD - len(record))]
+    sizes = [batch, L, E, N, len(parts)]
+    host.run(module, name, parts[0].u.dtype, sizes, fields, batch * L * E * N * len(parts))
+
+
+def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> tuple[Tensor, Tensor]:
+    """out (B, L, E) and the states (directions, B, 1 or chunks + 1, N, E), of which the last is the final one."""
+    u = parts[0].u
+    batch, L, E = u.shape
+    states = u.new_empty(len(parts), batch, slots(L, save), padded(parts[0].A), E)
+    if initial_state is not None:
+        states[0, :, 0] = pad_states(initial_state, u.dtype).transpose(1, 2)
+    z = None if z is None else rows(z, u.dtype)
+    out = torch.empty(batch, L, E, dtype=u.dtype)
+    fresh = initial_state is None
+    records = [forward_record(part, None, out, states[i], i, 1, fresh) for i, part in enumerate(parts[:-1])]
+    records.append(forward_record(parts[-1], z, out, states[-1], len(parts) - 1, len(parts), fresh))
+    run(forward_loops, "forward", parts, records)
+    return out.to(out_dtype), states
+
+
+def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple[Tensor, ...]], Tensor | None]:
+    """For each direction (du, ddelta, dA, dB, dC, dD, dbias, dh0), and dz."""
+    u, states_of_A = parts[0].u, parts[0].A.shape[1]
+    (batch, L, E), N, dtype = u.shape, padded(parts[0].A), u.dtype
+    slabs, groups = partition(batch, E)
+    z, dout = None if z is None else rows(z, dtype), rows(dout, dtype)
+    dz = None if z is None else torch.empty(batch, L, E, dtype=dtype)
+    records, gradients, targets = [], [], []
+    for i, part in enumerate(parts):
+        du, ddelta = torch.empty(batch, L, E, dtype=dtype), torch.empty(batch, L, E, dtype=dtype)
+        sums = torch.empty(2, groups, batch, L, N, dtype=dtype)  # dB and dC of each group of channels
+        totals = torch.empty(slabs, N + 2, E, dtype=dtype)  # dA, dD and dbias of each part of the batch
+        dh = torch.empty(batch, N, E, dtype=dtype)
+        if dlast is not None:
+            dh.copy_(pad_states(dlast, dtype).transpose(1, 2))
+        start, step_b, step_t = walk(du, part.reverse)
+        shift = start - du.data_ptr()
+        fields = [start, ddelta.data_ptr() + shift, 0 if dz is None else dz.data_ptr() + shift, step_b, step_t]
+        dB, sum_b, sum_t = walk(sums[0, 0], part.reverse)
+        group, row = batch * L * N, E * totals.element_size()
+        fields += [dB, dB + groups * group * totals.element_size(), group, sum_b, sum_t]
+        dA = totals.data_ptr()
+        fields += [dA, dh.data_ptr(), dA + N * row, dA + (N + 1) * row, dlast is None]
+        records.append(
+            [*forward_record(part, z, None, states[i], i, len(parts), False), *walk(dout, part.reverse), *fields]
+        )
+        shapes = ((E, states_of_A), (batch, L, states_of_A), (batch, L, states_of_A), (E,), (E,))
+        dA, dB, dC, dD, dbias = (torch.empty(shape, dtype=dtype) for shape in shapes)
+        targets.append([pointer(x) for x in (sums, dB, dC, totals, dA, dD, dbias)])
+        gradients.append((du, ddelta, dA, dB, dC, dD, dbias, dh[:, :states_of_A].transpose(1, 2), sums, totals))
+    run(backward_loops, "backward", parts, records)
+    sizes = [batch, L, E, N, len(parts), states_of_A]
+    host.run(backward_loops, "reduce", dtype, sizes, sum(targets, []), groups * batch * L * N)
+    return [each[:8] for each in gradients], dz
+
+
+def slots(L: int, save: bool) -> int:
+    return -(-L // CHUNK) + 1 if save else 1
+
+
+@operators.operator("scan_cpu", "cpu")
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out (B, L, E), last state (B, E, N), saved states; shapes and meaning as in `minivim.selective_scan`."""
+    part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, compute_dtype(u))
+    out, states = forward([part], z, initial_state, save, u.dtype)
+    last_state = states[0, :, -1, : A.shape[1]].transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return out, last_state, states
+
+
+@scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse, save):
+    (batch, L, E), N, dtype = u.shape, A.shape[1], compute_dtype(u)
+    states = u.new_empty(1, batch, slots(L, save), N + -N % 4, E, dtype=dtype)
+    return u.new_empty(u.shape), u.new_empty(batch, E, N, dtype=dtype), states
+
+
+@operators.operator("scan_cpu_backward", "cpu")
+def scan_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    states: Tensor,
+    dout: Tensor,
+    dlast: Tensor | None,
+    softplus: bool,
+    reverse: bool,
+) -> list[Tensor]:
+    """The gradients of u, delta, A, B, C, D, delta_bias, initial_state and z (the last absent without z)."""
+    part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, states.dtype)
+    [gradients], dz = backward([part], z, states, dout, dlast)
+    return in_dtypes(gradients, (u, delta, A, B, C)) + ([] if z is None else [dz.to(z.dtype)])
+
+
+def in_dtypes(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The gradients of u, delta, A, B and C in the inputs' dtypes, the others as they are."""
+    return [*(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=False)), *gradients[len(inputs) :]]
+
+
+def fake_gradients(u, delta, A, B, C, dtype) -> list[Tensor]:
+    (batch, _, E), N = u.shape, A.shape[1]
+    like = [x.new_empty(x.shape) for x in (u, delta, A, B, C)]
+    dh = u.new_empty(batch, padded(A), E, dtype=dtype)[:, :N].transpose(1, 2)
+    return [*like, *(u.new_empty(E, dtype=dtype) for _ in "Db"), dh]
+
+
+@scan_backward.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, states, dout, dlast, softplus, reverse):
+    return fake_gradients(u, delta, A, B, C, states.dtype) + ([] if z is None else [z.new_empty(z.shape)])
+
+
+def optional(gradient: Tensor, x: Tensor | None) -> Tensor | None:
+    return None if x is None else gradient.to(x.dtype)
+
+
+def save_inputs(ctx, inputs, output):
+    *tensors, ctx.softplus, ctx.reverse, _ = inputs
+    ctx.initial_state = tensors.pop()
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def scan_gradient(ctx, dout, dlast, _):
+    u, delta, A, B, C, D, z, delta_bias, states = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(u)
+    run_backward = operators.entry(scan_backward, ctx.saved_tensors)
+    du, ddelta, dA, dB, dC, dD, dbias, dh, *dz = run_backward(
+        u, delta, A, B, C, D, z, delta_bias, states, dout, dlast, ctx.softplus, ctx.reverse
+    )
+    dD, dbias, dh = optional(dD, D), optional(dbias, delta_bias), optional(dh, ctx.initial_state)
+    return du, ddelta, dA, dB, dC, dD, dz[0] if dz else None, dbias, dh, None, None, None
+
+
+operators.differentiate(scan, save_inputs, scan_gradient)
+
+
+def selective_scan(
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse
+) -> tuple[Tensor, Tensor]:
+    """(out, last state); states are saved only if a gradient may be asked for."""
+    operators.check_states(A, "numba")
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    save = operators.wants_gradient(tensors)
+    out, last_state, _ = operators.entry(scan, tensors, save)(*tensors, delta_softplus, reverse, save)
+    return out, last_state

@@ -1,0 +1,1 @@
+"""The convolution and SiLU, for one direction or both."""

@@ -1,0 +1,1 @@
+"""The selective scan: kernels, and how they are launched."""

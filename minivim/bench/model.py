@@ -1,0 +1,219 @@
+"""`minivim bench model`: whole models side by side, Vim on each scan backend, DeiT with fused and naive attention."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minivim.bench import measure
+from minivim.bench.report import Report, Row, summarise
+from minivim.bench.scan import check_run, collect, peak, sampler
+from minivim.checks import check_choice, check_whole
+from minivim.models.backbone import Backbone
+from minivim.models.registry import MODELS, create_model
+from minivim.models.vim import VisionMamba
+from minivim.ops import available_backends
+from minivim.processes import use_threads
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after up to 24 blocks, against float32
+ATTENTION = ("fused", "naive")
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """Time whole models side by side: Vim on each scan backend, DeiT with fused and naive attention."""
+
+    model: tuple[str, ...] = ()
+    """A model's name; may be given several times (default: vim_tiny_patch16_224 and deit_tiny_patch16_224)."""
+    img_size: tuple[int, ...] = ()
+    """The image's side in pixels; may be given several times (default: the first model's own)."""
+    batch: int = 1
+    """Images in a batch."""
+    train: bool = False
+    """Time a training step (forward, cross-entropy, backward, AdamW) instead of inference."""
+    backend: tuple[str, ...] = ()
+    """A scan backend; may be given several times (default: all that can run but the reference)."""
+    attention: tuple[str, ...] = ()
+    """fused or naive; may be given several times (default: both)."""
+    memory: bool = True
+    """Also measure the peak memory beyond weights and images."""
+    rounds: int = 9
+    """Interleaved rounds on a quiet machine."""
+    threads: int | None = None
+    """CPU threads (default: torch's own choice)."""
+    dtype: str = "float32"
+    """float32, or bfloat16: mixed precision (autocast), with parameters and residual stream in float32."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    out: Path = Path("bench_model")
+    """OUT.json and OUT.png are written."""
+
+    def check(self) -> None:
+        """Raise ValueError, naming the field, for a value that cannot be."""
+        check_run(self.device, self.threads, self.rounds, self.out)
+        check_whole("batch", self.batch)
+        check_choice("dtype", self.dtype, tuple(TOLERANCES))
+        for name in self.model:
+            check_choice("model", name, tuple(MODELS))
+        for name in self.backend:
+            check_choice("backend", name, available_backends(self.device))
+        for name in self.attention:
+            check_choice("attention", name, ATTENTION)
+        for img_size in self.img_size:
+            check_whole("img_size", img_size)
+        for case in chain(*self.cases()):
+            case.check_size()
+
+    def cases(self) -> list[list["ModelCase"]]:
+        """One contest an image size: its contestants."""
+        names = self.model or ("vim_tiny_patch16_224", "deit_tiny_patch16_224")
+        sizes = self.img_size or (MODELS[names[0]][1](**MODELS[names[0]][2]).img_size,)
+        backends = self.backend or [name for name in available_backends(self.device) if name != "reference"]
+        variants = {
+            name: backends or ["reference"] if MODELS[name][0] is VisionMamba else self.attention or ATTENTION
+            for name in names
+        }
+        common = {"batch": self.batch, "train": self.train, "device": self.device, "dtype": self.dtype}
+        return [
+            [ModelCase(name, variant, size, **common) for name in names for variant in variants[name]] for size in sizes
+        ]
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One contestant: a model by name in one variant, a scan backend or a kind of attention."""
+
+    name: str
+    variant: str
+    img_size: int
+    batch: int
+    train: bool
+    device: str
+    dtype: str = "float32"
+
+    @property
+    def is_vim(self) -> bool:
+        """Whether the model is a Vim, whose scan has backends, rather than a DeiT."""
+        return MODELS[self.name][0] is VisionMamba
+
+    def check_size(self) -> None:
+        """Raise ValueError if the model's patches do not tile the image."""
+        _, config_class, defaults = MODELS[self.name]
+        config_class(**{**defaults, "img_size": self.img_size})
+
+    def reference(self) -> "ModelCase":
+        """The same model computed in the plainest way, in float32, on at most two images."""
+        plainest = "reference" if self.is_vim else "naive"
+        return replace(self, variant=plainest, batch=min(self.batch, 2), dtype="float32")
+
+    def build(self) -> Backbone:
+        """The model with the random weights of seed 0."""
+        overrides = {} if self.is_vim else {"fused_attention": self.variant == "fused"}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = create_model(self.name, img_size=self.img_size, **overrides).to(self.device).train(self.train)
+        return model.set_backend(self.variant) if self.is_vim else model
+
+    def precision(self) -> torch.autocast:
+        """What the forward pass runs under."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+    def images(self) -> Tensor:
+        """Random images, (batch, 3, img_size, img_size); seed 0."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.batch, 3, self.img_size, self.img_size, generator=generator).to(self.device)
+
+    def labels(self, model: Backbone) -> Tensor:
+        """A label for each image."""
+        return torch.arange(self.batch, device=self.device) % model.num_classes
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.variant} {'scan' if self.is_vim else 'attention'}"
+
+
+def model_outputs(case: ModelCase) -> dict[str, Tensor]:
+    """The logits, and in training also the gradients of all parameters."""
+    model, images = case.build(), case.images()
+    if not case.train:
+        with torch.no_grad(), case.precision():
+            return {"logits": model(images).float()}
+    with case.precision():
+        logits = model(images)
+        loss = F.cross_entropy(logits, case.labels(model))
+    loss.backward()
+    gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+    return {"logits": logits.detach()} | gradients
+
+
+def model_error(case: ModelCase) -> float:
+    """The largest difference from the reference over the largest value; raises ValueError above TOLERANCES."""
+    expected, found = model_outputs(case.reference()), model_outputs(replace(case, batch=min(case.batch, 2)))
+    errors = {key: ((found[key] - x).abs().max() / x.abs().max()).item() for key, x in expected.items()}
+    worst = max(errors, key=errors.__getitem__)
+    if not all(error <= TOLERANCES[case.dtype] for error in errors.values()):
+        raise ValueError(
+            f"{case} differs from {case.reference()}: its {worst} is off by {errors[worst]:.1e} of the largest value "
+            f"but must be within {TOLERANCES[case.dtype]:.0e}"
+        )
+    return errors[worst]
+
+
+def model_call(case: ModelCase) -> Callable[[], object]:
+    """A call without arguments: inference on a batch, or a whole training step."""
+    model, images = case.build(), case.images()
+
+    def infer() -> Tensor:
+        with torch.no_grad(), case.precision():
+            return model(images)
+
+    if not case.train:
+        return infer
+    optimizer, labels = torch.optim.AdamW(model.parameters()), case.labels(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with case.precision():
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def model_memory(case: ModelCase) -> int | None:
+    """Peak memory of one call beyond weights and images; a call on a single patch compiles and loads code first."""
+    patch = MODELS[case.name][1](**MODELS[case.name][2]).patch_size
+    model_call(replace(case, img_size=patch, batch=1))()
+    return measure.peak_extra_bytes(model_call(case), case.device)
+
+
+def time_models(config: ModelBench, cases: list[ModelCase]) -> tuple[list[Row], measure.Rounds]:
+    """One contest: check all, time all in turns, weigh all."""
+    first, by_name = cases[0], {str(case): case for case in cases}
+    errors = {name: model_error(case) for name, case in by_name.items()}
+    image_bytes = first.images().nbytes
+    samplers = [
+        sampler(lambda case=case: model_call(case), case.device, image_bytes, graph=not case.train) for case in cases
+    ]
+    rounds = measure.interleave(samplers, config.rounds)
+    memory = {name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()}
+    with torch.device("meta"):
+        length = create_model(first.name, img_size=first.img_size).pos_embed.shape[1]
+    size = f"{first.img_size} x {first.img_size} pixels, batch {config.batch}, {config.dtype}"
+    mode = "training step" if config.train else "inference"
+    common = {"case": size, "length": length, "mode": mode, "items": config.batch}
+    return summarise(list(by_name), rounds, extra_bytes=memory, error=errors, **common), rounds
+
+
+def bench_model(config: ModelBench) -> Report:
+    """Check, time and weigh every model at every image size.
+
+    Raises ValueError for a configuration that cannot be, and if a variant differs from its reference.
+    """
+    config.check()
+    with use_threads(config.threads):
+        return collect("whole models", config, [time_models(config, cases) for cases in config.cases()])

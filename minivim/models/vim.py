@@ -1,0 +1,140 @@
+"""Vision Mamba (Vim, arXiv 2401.09417): Mamba on image patches, in both directions.
+
+Algorithm 1 of the paper. What differs from `deit.py` is the block: where DeiT has attention and an MLP,
+Vim has one mixer with two selective state-space models, one for each direction.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minivim.checks import check_choice, check_whole
+from minivim.models.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed
+from minivim.models.mamba import SelectiveSSM
+from minivim.ops import Backend, add_rms_norm, bidirectional_conv_silu, bidirectional_scan, choose_backend
+from minivim.ops.norm import EPS
+
+__all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VimConfig(BackboneConfig):
+    """A Vim's configuration; the defaults are Vim-Tiny on 224 x 224 images. Raises ValueError for what cannot be.
+
+    img_size, patch_size, stride    pixels; img_size one number or (height, width); stride None: patch_size
+    in_chans, num_classes           channels of the image; outputs of the head, 0 for none
+    embed_dim, depth                width D, number of blocks
+    expand, state_dim               inner width E = expand * D; state size N
+    dt_rank, conv_kernel            rank R of delta, None: ceil(D / 16); width K of the convolution
+    cls_token                       "middle" | "head" | "double" | "none": the mean of all tokens
+    drop_path_rate                  stochastic depth: 0 at the first block, rising linearly to this at the last
+    init                            "paper": delta in [0.001, 0.1] both ways; "official": as the official code,
+                                    which gives that to the forward direction and leaves the backward bias at 0
+    """
+
+    expand: int = 2
+    state_dim: int = 16
+    dt_rank: int | None = None
+    conv_kernel: int = 4
+    init: str = "paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("expand", "state_dim", "conv_kernel"):
+            check_whole(name, getattr(self, name))
+        if self.dt_rank is not None:
+            check_whole("dt_rank", self.dt_rank)
+        check_choice("init", self.init, ("paper", "official"))
+
+    @property
+    def inner_dim(self) -> int:
+        """The inner width E."""
+        return self.expand * self.embed_dim
+
+    @property
+    def delta_rank(self) -> int:
+        """The rank R of delta."""
+        return math.ceil(self.embed_dim / 16) if self.dt_rank is None else self.dt_rank
+
+
+class VimMixer(nn.Module):
+    """Two selective state-space models on the same tokens, one in each direction, averaged. Vim, Algorithm 1."""
+
+    def __init__(self, config: VimConfig):
+        super().__init__()
+        sizes = (config.inner_dim, config.state_dim, config.delta_rank, config.conv_kernel)
+        self.backend = "auto"
+        self.in_proj = nn.Linear(config.embed_dim, 2 * config.inner_dim, bias=False)
+        self.forward_ssm = SelectiveSSM(*sizes)
+        self.backward_ssm = SelectiveSSM(*sizes, reverse=True)
+        self.out_proj = nn.Linear(config.inner_dim, config.embed_dim, bias=False)
+        with torch.no_grad():
+            self.out_proj.weight.div_(math.sqrt(config.depth))  # the residual's variance must not grow with depth
+        if config.init == "official":
+            nn.init.zeros_(self.backward_ssm.dt_proj.bias)
+
+    def forward(self, x: Float[Tensor, "B L D"], backend: Backend | None = None) -> Float[Tensor, "B L D"]:
+        """Each token sees all others: those before it through one scan, those after it through the other.
+
+        `backend` is the block's choice; None: this mixer's own.
+        """
+        backend = backend or choose_backend(self.backend, x.device)
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        one, two = self.forward_ssm, self.backward_ssm
+        convs = (one.conv_weight, one.conv_bias), (two.conv_weight, two.conv_bias)
+        u, u_back = bidirectional_conv_silu(x, *convs, backend=backend)
+        y = bidirectional_scan(one.select(u), two.select(u_back), z, backend=backend)
+        return self.out_proj(y)
+
+
+class VimBlock(nn.Module):
+    """Add the last update to the residual stream, normalise, mix. Vim, Algorithm 1."""
+
+    def __init__(self, config: VimConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
+        self.mixer = VimMixer(config)
+
+    def forward(
+        self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None
+    ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+        """(update, residual) -> (this block's update, the residual with the incoming one added, at least float32)."""
+        update, backend = self.drop_path(update), choose_backend(self.mixer.backend, update.device)
+        x, residual = add_rms_norm(update, residual, self.norm.weight, backend=backend)  # self.norm, with the add in it
+        return self.mixer(x, backend), residual
+
+
+class VisionMamba(Backbone):
+    """Vision Mamba, (B, C, H, W) -> (B, num_classes). Vim, Algorithm 1, as the official code runs it."""
+
+    def __init__(self, config: VimConfig):
+        super().__init__(config)
+        last = max(config.depth - 1, 1)
+        # A block's drop path acts on the update that comes in, hence on the block before.
+        rates = [0.0, *(config.drop_path_rate * i / last for i in range(config.depth - 1))]
+        self.blocks = nn.ModuleList(VimBlock(config, rate) for rate in rates)
+        self.backend = "auto"
+        self.drop_path = DropPath(config.drop_path_rate)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
+
+    def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The blocks, a last add, the last norm."""
+        update, residual = x, None
+        for block in self.blocks:
+            update, residual = block(update, residual)
+        return add_rms_norm(self.drop_path(update), residual, self.norm.weight, backend=self.backend)[0]
+
+    def set_backend(self, name: str) -> "VisionMamba":
+        """Choose the scan's backend in all blocks: "auto" or one of `available_backends(device)`. Returns the model.
+
+        Raises ValueError for an unknown name, and for a backend that cannot run on the model's device, with the reason.
+        """
+        choose_backend(name, self.pos_embed.device)  # raises if it is unknown or cannot run here
+        self.backend = name
+        for block in self.blocks:
+            block.mixer.backend = name
+        return self

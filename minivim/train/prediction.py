@@ -1,0 +1,118 @@
+"""A trained model at work: score a set of images, name what is in a picture."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from minivim.data import ImageData, load_data
+from minivim.data.augment import normalise
+from minivim.data.images import fit, read_image, to_tensor
+from minivim.models import checkpoints
+from minivim.models.backbone import Backbone
+from minivim.ops import choose_backend
+from minivim.processes import choose_device
+
+
+def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
+    """Set the scan's backend in all mixers; returns the name of the one that will run."""
+    if not hasattr(model, "set_backend"):
+        if backend != "auto":
+            raise ValueError(f"backend is {backend!r}; it must be 'auto' for a model without a scan")
+        return "none"
+    model.set_backend(backend)
+    return choose_backend(backend, device).name
+
+
+def fetch(
+    images: UInt8[Tensor, "M 3 H W"] | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0
+) -> Iterator[Tensor]:
+    """The images, uint8 (B, 3, H, W), of each batch of indices; `workers` processes decode those not in memory."""
+    if isinstance(images, Tensor):
+        return (images[rows] for rows in batches)
+    return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))
+
+
+@torch.inference_mode()
+def logits_of(
+    model: nn.Module,
+    images: UInt8[Tensor, "M 3 H W"] | Dataset,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = 256,
+    bf16: bool = False,
+    workers: int = 0,
+) -> Float[Tensor, "M K"]:
+    """The model's logits for all images, on the CPU; the model is in evaluation mode meanwhile."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = []
+    for batch in fetch(images, torch.arange(len(images)).split(batch_size), workers):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits.append(model(normalise(batch.to(device), tuple(mean), tuple(std))).float().cpu())
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def open_checkpoint(
+    checkpoint: str | os.PathLike, device: str | None = None, backend: str = "auto"
+) -> tuple[Backbone, dict]:
+    """The model of a file written by `train`, ready for use, and what `train` stored beside it: classes, mean, std."""
+    model, extra = checkpoints.load(checkpoint), checkpoints.load_extra(checkpoint)
+    if not {"classes", "mean", "std"} <= extra.keys():
+        raise ValueError(f"checkpoint is {str(checkpoint)!r}; it must be written by minivim train (it has no classes)")
+    place = choose_device(device)
+    apply_backend(model, backend, place)
+    return model.to(place).eval(), extra
+
+
+def evaluate(
+    checkpoint: str | os.PathLike, data: str | os.PathLike | ImageData, *, device: str | None = None,
+    backend: str = "auto", workers: int = 2,
+) -> dict:  # fmt: skip
+    """Score a checkpoint on the test images of `data` (a name or folder as in `load_data`, or what it returned).
+
+    Returns {"images", "accuracy", "loss", "per_class": {class: accuracy}}, accuracies from 0 to 1.
+    """
+    model, extra = open_checkpoint(checkpoint, device, backend)
+    if not isinstance(data, ImageData):
+        data = load_data(data, img_size=model.config.image_shape[0])
+    if list(data.classes) != extra["classes"]:
+        raise ValueError(f"data has the classes {list(data.classes)}; they must be the model's: {extra['classes']}")
+    logits = logits_of(model, data.test_images, extra["mean"], extra["std"], workers=workers)
+    right = (logits.argmax(1) == data.test_labels).float()
+    per_class = {
+        name: right[data.test_labels == label].mean().item()
+        for label, name in enumerate(data.classes)
+        if (data.test_labels == label).any()
+    }
+    loss = F.cross_entropy(logits, data.test_labels).item()
+    return {"images": len(right), "accuracy": right.mean().item(), "loss": loss, "per_class": per_class}
+
+
+def predict(
+    checkpoint: str | os.PathLike, images: Sequence[str | os.PathLike], *, top: int = 3, device: str | None = None,
+    backend: str = "auto",
+) -> list[list[tuple[str, float]]]:  # fmt: skip
+    """For each image file the `top` likeliest classes, best first, with their probabilities."""
+    if not images:
+        raise ValueError("images is empty; it must name at least one image file")
+    for path in images:
+        if not Path(path).is_file():
+            raise ValueError(f"image is {os.fspath(path)!r}; it must be an existing file")
+    model, extra = open_checkpoint(checkpoint, device, backend)
+    size = model.config.image_shape[0]
+    batch = torch.stack([to_tensor(fit(read_image(path), size)) for path in images])
+    probabilities = logits_of(model, batch, extra["mean"], extra["std"]).softmax(1)
+    best = probabilities.topk(min(top, len(extra["classes"])))
+    return [
+        [(extra["classes"][label], p) for p, label in zip(*row, strict=True)]
+        for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]

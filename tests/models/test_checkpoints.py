@@ -1,0 +1,276 @@
+"""Checkpoints: ours come back whole, official ones go through unchanged, and wrong ones are refused by name."""
+
+import json
+import os
+import pickle
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minivim import DeiT, DeiTConfig, VimConfig, VisionMamba, create_model, load_official, to_official
+from minivim.models import checkpoints
+
+safetensors = pytest.importorskip("safetensors.torch", reason="checkpoints need the extra 'train'")
+load_file, save_file = safetensors.load_file, safetensors.save_file
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "state_dim": 4}
+
+
+def small(**overrides) -> VisionMamba:
+    return VisionMamba(VimConfig(**{**SMALL, **overrides}))
+
+
+def official_weights(name: str = "vim_mini") -> dict[str, torch.Tensor]:
+    data = load_file(FIXTURES / f"{name}.safetensors")
+    return {key.removeprefix("model."): value for key, value in data.items() if key.startswith("model.")}
+
+
+def assert_same_weights(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+
+
+# ---------------------------------------------------------------- our own files
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(),
+        small(cls_token="double", img_size=(8, 16), stride=2, dt_rank=3, init="official"),
+        small(cls_token="none", num_classes=0),
+        DeiT(DeiTConfig(img_size=8, patch_size=4, embed_dim=12, depth=1, fused_attention=False)),
+    ],
+    ids=["vim", "double", "none", "deit"],
+)
+def test_save_and_load_bring_back_weights_and_configuration(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(model, path, extra={"classes": ["cat", "dog"]})
+    loaded = checkpoints.load(path)
+    assert type(loaded) is type(model) and loaded.config == model.config
+    assert_same_weights(loaded.state_dict(), model.state_dict())
+    assert checkpoints.load_extra(path) == {"classes": ["cat", "dog"]}
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_resized_model_is_loaded_at_its_new_size(tmp_path):
+    model = small().resize_to(8, 24)
+    checkpoints.save(model, tmp_path / "model.safetensors")
+    loaded, image = checkpoints.load(tmp_path / "model.safetensors"), torch.randn(1, 3, 8, 24)
+    assert torch.equal(loaded(image), model(image))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    model = small()
+    checkpoints.save(model, path)
+    before = path.read_bytes()
+
+    def fail(_descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(small(), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_the_new_file_takes_the_old_ones_place_only_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    path, calls = tmp_path / "file", []
+    for name in ("fsync", "replace"):
+        function = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, function=function: (calls.append((name, a)), function(*a)))
+    checkpoints.write_atomically(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert [name for name, _ in calls] == ["fsync", "replace"]
+    assert Path(calls[1][1][0]).parent == tmp_path  # a rename is atomic only within one file system
+
+
+def test_create_model_takes_our_and_official_checkpoints(tmp_path):
+    model = create_model("vim_nano_patch2_8", depth=1)
+    checkpoints.save(model, tmp_path / "ours.safetensors")
+    torch.save({"model": to_official(model)}, tmp_path / "official.pth")
+    for file in ("ours.safetensors", "official.pth"):
+        loaded = create_model("vim_nano_patch2_8", checkpoint=tmp_path / file, depth=1)
+        assert_same_weights(loaded.state_dict(), model.state_dict())
+    with pytest.raises(ValueError, match=r"does not fit the model.*missing: blocks\.1\."):
+        create_model("vim_nano_patch2_8", checkpoint=tmp_path / "ours.safetensors", depth=2)
+    with pytest.raises(ValueError, match=r"unexpected: blocks\.0\.mixer"):
+        create_model("deit_tiny_patch4_32", checkpoint=tmp_path / "ours.safetensors", depth=1)
+
+
+# ---------------------------------------------------------------- official files
+
+
+@pytest.mark.parametrize("name", ["vim_mini", "vim_mini_stride"])
+def test_official_weights_come_and_go_bit_for_bit(name, tmp_path):
+    weights = official_weights(name)
+    assert_same_weights(to_official(load_official(weights)), weights)
+    official = {"model": weights, "epoch": 3, "args": Namespace(lr=0.1, output_dir="out"), "scaler": {"scale": 2.0}}
+    torch.save(official, tmp_path / "a.pth")
+    torch.save(weights, tmp_path / "b.pth")
+    save_file(weights, tmp_path / "c.safetensors")
+    for file in ("a.pth", "b.pth", "c.safetensors"):
+        assert_same_weights(to_official(load_official(tmp_path / file)), weights)
+        assert_same_weights(to_official(load_official(str(tmp_path / file))), weights)
+
+
+def test_to_official_shares_no_memory_with_the_model():
+    model = small()
+    to_official(model)["layers.0.mixer.D"].zero_()
+    assert (model.blocks[0].mixer.forward_ssm.D == 1).all()
+
+
+@pytest.mark.parametrize("cls_token", ["middle", "head", "double", "none"])
+def test_configuration_is_read_off_the_shapes(cls_token):
+    shape = {
+        "embed_dim": 20, "depth": 3, "expand": 3, "state_dim": 5, "dt_rank": 4, "conv_kernel": 2, "patch_size": 8,
+        "in_chans": 1, "num_classes": 6, "img_size": 24,
+    }  # fmt: skip
+    model = VisionMamba(VimConfig(**shape, cls_token=cls_token))
+    official = to_official(model)
+    assert ("cls_token_tail" in official, "cls_token" in official) == (
+        cls_token == "double",
+        cls_token in ("middle", "head"),
+    )
+    overrides = {"cls_token": "head"} if cls_token == "head" else {}  # the one thing no shape tells
+    loaded = load_official(official, **overrides)
+    assert loaded.config == model.config
+    assert_same_weights(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("grid", "patch_size", "overrides", "img_size", "stride"),
+    [
+        (14, 16, {}, 224, None),  # vim_tiny_patch16_224
+        (27, 16, {}, 224, 8),  # the published stride-8 fine-tunings
+        (24, 16, {}, 384, None),
+        (8, 4, {}, 32, None),
+        (7, 8, {"stride": 4}, 32, 4),
+        (7, 8, {"img_size": 32}, 32, 4),
+        (7, 8, {}, 56, None),
+        (4, 8, {"img_size": (16, 64), "stride": None}, (16, 64), None),  # 2 x 8 patches: 16 as well
+    ],
+)
+def test_image_size_and_stride_follow_from_the_grid(grid, patch_size, overrides, img_size, stride):
+    config = VimConfig(img_size=grid * patch_size, patch_size=patch_size, embed_dim=4, depth=1, state_dim=2)
+    loaded = load_official(to_official(VisionMamba(config)), **overrides)
+    assert (loaded.config.img_size, loaded.config.stride) == (img_size, stride)
+
+
+def test_a_wrong_state_dict_is_refused_with_the_names():
+    weights = official_weights()
+    weights.pop("layers.1.mixer.D_b")
+    weights["rope.freqs_cos"] = torch.zeros(4)
+    weights["norm_f.weight"] = torch.zeros(31)
+    with pytest.raises(ValueError, match="does not fit the model") as error:
+        load_official(weights)
+    for part in (
+        "path_or_state_dict does not fit the model; its names and shapes must be the same",
+        "1 missing: layers.1.mixer.D_b",
+        "1 unexpected: rope.freqs_cos",
+        "1 of another shape: norm_f.weight (31,) instead of (32,)",
+    ):
+        assert part in str(error.value)
+
+
+def test_our_own_names_are_not_official_ones(tmp_path):
+    checkpoints.save(small(), tmp_path / "ours.safetensors")
+    with pytest.raises(ValueError, match=r"ours.safetensors'; it must be an official checkpoint"):
+        load_official(tmp_path / "ours.safetensors")
+    with pytest.raises(ValueError, match=r"path_or_state_dict lacks layers\.0\.mixer\.A_log"):
+        load_official(small().state_dict())
+
+
+class Evil:
+    """Its pickle would create a file when read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "trace"), protocol=2))
+    with pytest.raises(ValueError, match=r"evil.pth'; it must be a checkpoint"):
+        load_official(tmp_path / "evil.pth")
+    assert not (tmp_path / "trace").exists()
+
+
+def write_bad_files(folder: Path) -> None:
+    (folder / "folder.pth").mkdir()
+    (folder / "text.pth").write_text("no checkpoint")
+    (folder / "empty.pth").touch()
+    (folder / "text.safetensors").write_text("no checkpoint")
+    torch.save([1, 2, 3], folder / "list.pth")
+    torch.save(torch.zeros(3), folder / "tensor.pth")
+    torch.save({}, folder / "nothing.pth")
+    torch.save({"model": {"pos_embed": 3.0}}, folder / "number.pth")
+    torch.save({"epoch": 3, "pos_embed": torch.zeros(1)}, folder / "epoch.pth")
+    torch.save({"weight": torch.zeros(3)}, folder / "other.pth")
+    torch.save(to_official(small()), folder / "whole.pth")
+    (folder / "cut.pth").write_bytes((folder / "whole.pth").read_bytes()[:-500])
+    save_file({"weight": torch.zeros(3)}, folder / "other.safetensors")
+    header = {"model": "ResNet", "config": {}}
+    save_file({"weight": torch.zeros(3)}, folder / "class.safetensors", metadata={"minivim": json.dumps(header)})
+    header = {"model": "VisionMamba", "config": {"depht": 3}}
+    save_file({"weight": torch.zeros(3)}, folder / "field.safetensors", metadata={"minivim": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("function", "file", "message"),
+    [
+        (load_official, "missing.pth", "missing.pth'; it must be an existing file"),
+        (load_official, "folder.pth", "folder.pth'; it must be an existing file"),
+        (load_official, "text.pth", "text.pth'; it must be a checkpoint that torch.load"),
+        (load_official, "empty.pth", "empty.pth'; it must be a checkpoint that torch.load"),
+        (load_official, "cut.pth", "cut.pth'; it must be a checkpoint that torch.load"),
+        (load_official, "text.safetensors", "text.safetensors'; it must be a safetensors file"),
+        (load_official, "list.pth", "list.pth holds a list; it must be a state dict"),
+        (load_official, "tensor.pth", "tensor.pth holds a Tensor; it must be a state dict"),
+        (load_official, "nothing.pth", "nothing.pth holds a dict without entries; it must be a state dict"),
+        (load_official, "number.pth", "number.pth holds a float under 'pos_embed'; each value must be a tensor"),
+        (load_official, "epoch.pth", "epoch.pth holds a int under 'epoch'; each value must be a tensor"),
+        (load_official, "other.pth", "other.pth lacks patch_embed.proj.weight.*it must be an official Vim state dict"),
+        (checkpoints.load, "missing.safetensors", "missing.safetensors'; it must be an existing file"),
+        (checkpoints.load, "text.safetensors", "text.safetensors'; it must be a safetensors file"),
+        (checkpoints.load, "other.safetensors", "other.safetensors'; it must be a file written by minivim"),
+        (checkpoints.load, "whole.pth", "whole.pth'; it must be a file written by minivim"),
+        (checkpoints.load, "class.safetensors", "class.safetensors'; it must be .* this version of minivim .*ResNet"),
+        (checkpoints.load, "field.safetensors", "field.safetensors'; it must be .* this version of minivim .*depht"),
+    ],
+)
+def test_files_that_cannot_be_read_are_refused(tmp_path, function, file, message):
+    write_bad_files(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        function(tmp_path / file)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"d_state": 16}, "d_state is 16; an override must be one of .*state_dim"),
+        ({"depth": 3}, r"missing: layers\.2\.norm\.weight"),
+        ({"num_classes": 5}, r"head\.weight \(10, 32\) instead of \(5, 32\)"),
+        ({"img_size": 64, "stride": 8}, r"pos_embed \(1, 17, 32\) instead of \(1, 65, 32\).*resize_to"),
+        ({"cls_token": "none"}, "pos_embed has 17 patches, which is no square; img_size and stride must be given"),
+        ({"cls_token": "tail"}, "cls_token is 'tail'; it must be one of"),
+    ],
+)
+def test_overrides_that_contradict_the_weights_are_refused(unchecked, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_official(official_weights(), **overrides)
+
+
+def test_an_argument_of_another_type_is_refused(unchecked):
+    with pytest.raises(TypeError, match="path_or_state_dict is 3; it must be a path or a state dict"):
+        load_official(3)
+    with pytest.raises(TypeError, match="model is a DeiT; it must be a VisionMamba"):
+        to_official(DeiT(DeiTConfig(img_size=8, patch_size=4, embed_dim=12, depth=1)))

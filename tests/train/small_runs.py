@@ -1,0 +1,74 @@
+"""Small training runs, and ways to compare what they leave behind; used by several test modules."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from minivim.data import ImageData, channel_statistics
+from minivim.models import checkpoints
+from minivim.train.recipes import TrainConfig
+
+TINY = {
+    "model": "vim_tiny_patch4_32",
+    "embed_dim": 8,
+    "depth": 1,
+    "patch_size": 16,
+    "threads": 1,
+}  # 4 patches, one block
+
+
+def stripes(count: int, seed: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bright rows or bright columns in noise: learnt in a few steps."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 120, (count, 3, size, size), generator=g)
+    images[labels == 0, :, ::2] += 120
+    images[labels == 1, :, :, ::2] += 120
+    return images.to(torch.uint8), labels
+
+
+def small_bundle() -> ImageData:
+    """160 training and 40 test images."""
+    (images, labels), test = stripes(160, 0), stripes(40, 1)
+    return ImageData("stripes", images, labels, *test, ("rows", "columns"), *channel_statistics(images))
+
+
+def small(tmp_path, **changes) -> TrainConfig:
+    settings = {
+        "data": "digits",
+        "model": "vim_nano_patch2_8",
+        "embed_dim": 16,
+        "depth": 1,
+        "patch_size": 4,
+        "epochs": 3,
+        "batch_size": 20,
+        "out": str(tmp_path / "run"),
+        "threads": 1,
+        "progress": False,
+        "rotate": 0.0,
+        "zoom": 0.0,
+        "shift": 0.0,
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def tensors_of(out: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.read_file(out / "last.safetensors")[0]
+
+
+def records_of(out: Path) -> list[dict]:
+    """metrics.jsonl without the times, which differ from run to run."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def same(a, b) -> bool:
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

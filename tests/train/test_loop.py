@@ -1,0 +1,163 @@
+"""The training loop: its parts obey their laws, and a run learns and writes what it should."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minivim import create_model
+from minivim.processes import Team
+from minivim.train.loop import Trainer, compute_gradients, decay_groups, epoch_batches, learning_rate, seed_from, train
+from minivim.train.prediction import evaluate
+from minivim.train.recipes import TrainConfig, resolve
+from tests.train.small_runs import records_of, small, tensors_of
+
+pytest.importorskip("safetensors")
+pytest.importorskip("matplotlib")
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_schedule_rises_linearly_falls_as_a_cosine_and_ends_where_it_should():
+    rates = [learning_rate(step, 100, 2.0, 0.1, 0.05) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert max(rates) == 2.0 and rates[9] == rates[10] == 2.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[10 + 45] + rates[10 + 44] == pytest.approx(2 * (2.0 + 0.1) / 2, rel=1e-6)  # symmetric about the middle
+    assert learning_rate(0, 1, 2.0, 0.0, 0.05) == 2.0
+
+
+@pytest.mark.parametrize("name", ["vim_nano_patch2_8", "deit_tiny_patch4_32"])
+def test_only_weight_matrices_decay(name):
+    model = create_model(name, depth=1)
+    decaying, spared = decay_groups(model, 0.3)
+    assert decaying["weight_decay"] == 0.3 and spared["weight_decay"] == 0.0
+    names = {id(p): name for name, p in model.named_parameters()}
+    decaying, spared = ({names[id(p)] for p in group["params"]} for group in (decaying, spared))
+    assert decaying | spared == set(names.values()) and not decaying & spared
+    for name in names.values():
+        last = name.rpartition(".")[2]
+        never = last in ("A_log", "D", "bias", "conv_bias", "cls_token", "pos_embed") or "norm" in name
+        assert (name in spared) == never, name
+
+
+def test_every_epoch_sees_each_image_once_in_another_order():
+    first, second = epoch_batches(103, 10, 0, 0), epoch_batches(103, 10, 0, 1)
+    assert first.shape == (10, 10) and len(first.unique()) == 100
+    assert not torch.equal(first, second)
+    assert torch.equal(first, epoch_batches(103, 10, 0, 0))
+    assert not torch.equal(first, epoch_batches(103, 10, 1, 0))
+    shares = [epoch_batches(103, 10, 0, 0, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.cat(shares, 1), first)
+
+
+def test_seeds_differ_in_every_part():
+    seeds = {seed_from("step", seed, step, rank) for seed in range(5) for step in range(50) for rank in range(3)}
+    assert len(seeds) == 750 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_gradients_are_those_of_the_mean_cross_entropy():
+    model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
+    loss = compute_gradients(model, images, F.one_hot(labels, 10).float())
+    expected = F.cross_entropy(model(images), labels)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+
+
+def test_average_is_the_running_mean_with_a_short_memory_at_first(small_data, tmp_path):
+    trainer = Trainer(resolve(small(tmp_path, ema=0.5)), small_data, Team(0, 1, torch.device("cpu")))
+    parameter, average = trainer.model.head.bias, trainer.average.module.head.bias
+    parameter.data.fill_(1.0)
+    trainer.average.update_parameters(trainer.model)
+    assert average.tolist() == [1.0, 1.0]  # the first update copies
+    expected = 1.0
+    for step, value in ((1, 3.0), (2, -1.0), (50, 2.0)):
+        trainer.step = step
+        parameter.data.fill_(value)
+        trainer.average.update_parameters(trainer.model)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        assert average[0].item() == pytest.approx(expected)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_vim_learns_to_tell_shapes_apart(tmp_path):
+    config = TrainConfig(
+        data="shapes", embed_dim=32, depth=1, patch_size=8, epochs=4, lr=5e-3, smoothing=0.0, progress=False,
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = train(config)
+    losses = [record["train_loss"] for record in result.history]
+    assert losses[0] < math.log(10) + 0.2 and all(a > b for a, b in zip(losses, losses[1:], strict=False))
+    assert result.accuracy > 0.4  # chance is 0.1
+    assert result.history[-1]["test_loss"] < result.history[0]["test_loss"]
+
+
+@pytest.mark.parametrize("model", ["vim_nano_patch2_8", "deit_tiny_patch4_32"])
+def test_vim_and_deit_train_by_the_same_command_and_write_the_same_files(small_data, tmp_path, model):
+    width = {"embed_dim": 16} if model.startswith("vim") else {"embed_dim": 48}
+    result = train(small(tmp_path, model=model, ema=0.9, lr=1e-2, **width))
+    assert result.accuracy > 0.8
+    assert {path.name for path in result.out.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "state.pt",
+        "best.safetensors",
+        "last.safetensors",
+        "curves.png",
+    }
+    assert [record["epoch"] for record in records_of(result.out)] == [1, 2, 3]
+    assert (result.out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    scores = evaluate(result.out / "last.safetensors", small_data)
+    assert scores["accuracy"] == pytest.approx(result.accuracy) and scores["images"] == 40
+    assert scores["loss"] == pytest.approx(result.history[-1]["test_loss"], rel=1e-5)
+    assert sum(scores["per_class"].values()) / 2 == pytest.approx(scores["accuracy"])
+    best = evaluate(result.out / "best.safetensors", small_data)["accuracy"]
+    assert best == pytest.approx(max(record["test_accuracy"] for record in result.history))
+
+
+def test_the_global_random_numbers_and_threads_are_left_as_they_were(small_data, tmp_path):
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(small(tmp_path, epochs=1))
+    assert torch.equal(before, torch.get_rng_state()) and threads == torch.get_num_threads()
+
+
+def test_all_that_regularises_at_once_in_bfloat16(small_data, tmp_path):
+    result = train(small(tmp_path, bf16=True, drop_path=0.2, mixup=0.5, cutmix=0.5, crop=1, jitter=0.2, erase=0.2,
+                         depth=2, epochs=1))  # fmt: skip
+    assert math.isfinite(result.history[-1]["train_loss"])
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+
+
+def test_without_average_the_weights_themselves_are_kept(small_data, tmp_path):
+    result = train(small(tmp_path, ema=0.0, epochs=1))
+    state = torch.load(result.out / "state.pt", weights_only=True)
+    assert all(torch.equal(state["model"][name], tensor) for name, tensor in tensors_of(result.out).items())
+
+
+def test_tensorboard_is_written_on_request(small_data, tmp_path):
+    pytest.importorskip("tensorboard")
+    result = train(small(tmp_path, epochs=1, tensorboard=True))
+    assert list(result.out.glob("events.out.tfevents.*"))
+
+
+def test_a_run_says_what_it_uses(small_data, tmp_path, capsys):
+    train(small(tmp_path, epochs=2, progress=True))
+    said = capsys.readouterr().out
+    for part in ("parameters", "tokens", "device cpu", "1 threads", "scan backend", "budget:", "test accuracy"):
+        assert part in said
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(small_data, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"loss is (nan|inf) .* at step \d+ of 24; .* try a smaller lr \(it is 1e\+30\)"
+    ):
+        train(small(tmp_path, lr=1e30, warmup=0.0, grad_clip=0.0))
