@@ -13,9 +13,10 @@ def pytest_configure(config):
     option = config.option
     if not getattr(option, "nbval", False):
         return
-    from notebooks.build import CELL_TIMEOUT, ENVIRONMENT  # here, because a run without --nbval needs no Jupyter
+    from notebooks.build import CELL_TIMEOUT, ENVIRONMENT, compile_kernels  # a run without --nbval needs no Jupyter
 
     os.environ.update(ENVIRONMENT)  # the kernels inherit it
+    compile_kernels()
     option.nbval_sanitize_with = option.nbval_sanitize_with or str(ROOT / "tests" / "nbval_sanitize.cfg")
     option.nbval_current_env = not option.nbval_kernel_name
     if float(option.nbval_cell_timeout) == NBVAL_CELL_TIMEOUT:

@@ -1,12 +1,17 @@
 """What all operators share: registration with PyTorch, and the short way around its dispatcher."""
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import wraps
+
 import torch
+from minivim.kernels.derivatives import TRANSFORMS, first_derivative, refuse_transforms, unsupported
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 MAX_STATES = 64
+DEVICES = {"numba": "cpu", "triton": None}  # None: any, since Triton's interpreter runs on a CPU
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -20,20 +25,50 @@ def check_states(A: Tensor, backend: str) -> None:
         raise ValueError(f"A has {A.shape[1]} states; backend {backend!r} takes at most {MAX_STATES}: use 'chunked'")
 
 
-def operator(name: str, device: str | None = None):
-    """Register a function as a PyTorch operator `minivim::name`; `plain` is the function itself. None: any device."""
+def in_memory(argument: object) -> object:
+    """Tensors as their memory holds them: a kernel reads addresses, which know of no pending minus sign."""
+    if isinstance(argument, Tensor):
+        return argument.resolve_neg() if argument.is_neg() else argument
+    return [in_memory(x) for x in argument] if isinstance(argument, list | tuple) else argument
 
-    def register(function):
-        registered = torch.library.custom_op(f"minivim::{name}", mutates_args=(), device_types=device)(function)
-        registered.plain = function
+
+def guard(arguments: Sequence):
+    """Make the first tensor's GPU the current one: that is where a launch goes, whatever the tensors' device."""
+    first = next(x for x in arguments if isinstance(x, Tensor | list))
+    first = first[0] if isinstance(first, list) else first
+    return torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+
+
+def operator(name: str, backend: str) -> Callable:
+    """Register a function as a PyTorch operator `minivim::name`; `plain` is the function without the dispatcher."""
+
+    def register(function: Callable):
+        @wraps(function)
+        def plain(*arguments):
+            arguments = [in_memory(argument) for argument in arguments]
+            with guard(arguments):
+                return function(*arguments)
+
+        registered = torch.library.custom_op(f"minivim::{name}", mutates_args=(), device_types=DEVICES[backend])(plain)
+        registered.plain, registered.backend = plain, backend
+        registered.register_vmap(lambda *_: refuse_vmap(backend))
         return registered
 
     return register
 
 
-def differentiate(registered, setup_context, gradient) -> None:
-    """Give an operator its gradient, and an autograd function of the same parts, for `entry`, as `eager`."""
-    registered.register_autograd(gradient, setup_context=setup_context)
+def refuse_vmap(backend: str) -> None:
+    """What vmap meets where a graph holds the operator."""
+    raise unsupported(backend, TRANSFORMS)
+
+
+def differentiate(registered, setup_context: Callable, gradient: Callable) -> None:
+    """Give an operator its gradient, and an autograd function of the same parts, for `entry`, as `eager`.
+
+    gradient(ctx, saved, *cotangents): saved are ctx.saved_tensors.
+    """
+    backward_pass = first_derivative(registered.backend, gradient)
+    registered.register_autograd(backward_pass, setup_context=setup_context)
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -42,18 +77,31 @@ def differentiate(registered, setup_context, gradient) -> None:
             setup_context(ctx, inputs, output)
             return output
 
-        backward = staticmethod(once_differentiable(gradient))
+        backward = staticmethod(backward_pass)
 
     registered.eager = Eager
 
 
-def entry(registered, tensors, gradient: bool = False):
+def recorded(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether someone writes down which operators run: a tracer, a dispatch mode, a tensor of another class."""
+    if torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        return True
+    return any(type(x) not in (Tensor, Parameter) for x in tensors if x is not None)
+
+
+def entry(registered, tensors: Sequence[Tensor | None], gradient: bool = False) -> Callable:
     """The operator where someone records operators, else what it runs, without the dispatcher: 0.3 ms less a call."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(tensors[0]) not in (Tensor, Parameter):
+    if torch.compiler.is_compiling():
+        return registered
+    refuse_transforms(registered.backend, tensors)
+    if recorded(tensors):
         return registered
     return registered.eager.apply if gradient else registered.plain
 
 
-def wants_gradient(tensors) -> bool:
-    """Whether autograd may ask for the gradient of a function of these tensors, some of which may be None."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd may ask for the gradient of a function of these tensors, some of which may be None.
+
+    Of a traced function it may, later, whatever holds while it is traced.
+    """
+    return torch.jit.is_tracing() or torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

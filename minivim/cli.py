@@ -141,7 +141,7 @@ def models(arguments: Sequence[str]) -> None:
             model = create_model(name)
         parameters = sum(p.numel() for p in model.parameters())
         height, width = model.config.image_shape
-        print(f"{name:<32} {parameters:>12,} {model.pos_embed.shape[1]:>7} {f'{height}x{width}':>9}")
+        print(f"{name:<32} {parameters:>12,} {model.config.num_tokens:>7} {f'{height}x{width}':>9}")
 
 
 def doctor(arguments: Sequence[str]) -> None:

@@ -41,6 +41,8 @@ def join_team(device: str | None) -> Iterator[Team]:
     place = choose_device(device)
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # what names no device, NCCL's barrier for one, must not land on the first GPU
     starts = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if starts:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")

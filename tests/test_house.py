@@ -135,8 +135,9 @@ def distributions_of(module: str) -> set[str]:
 
 
 def public(tree: ast.Module) -> list[ast.AST]:
-    """The public classes, functions and methods; autograd Functions are internal whatever their name."""
+    """The public classes, functions and methods; autograd Functions are internal, and an overload is a type."""
     nodes = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    nodes = [node for node in nodes if "overload" not in map(ast.unparse, node.decorator_list)]
     nodes = [
         node for node in nodes if not any(ast.unparse(base).endswith("Function") for base in getattr(node, "bases", []))
     ]
@@ -334,3 +335,21 @@ def test_the_dependency_rule_sees_imports_inside_functions():
 )
 def test_the_shape_rule_finds_tensors_without_a_shape(signature, found):
     assert unshaped(ast.parse(f"def f({signature}): pass").body[0]) == found
+
+
+FACTORIES = {"empty", "zeros", "ones", "full", "arange", "tensor", "rand", "randn", "linspace", "eye"}
+
+
+def homeless(source: str) -> list[str]:
+    """Calls that make a tensor on the default device, wherever the inputs are."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [call for call in calls if ast.unparse(call.func).removeprefix("torch.") in FACTORIES]
+    calls = [call for call in calls if ast.unparse(call.func).startswith("torch.")]
+    return [ast.unparse(call) for call in calls if not {"device", None} & {keyword.arg for keyword in call.keywords}]
+
+
+@pytest.mark.parametrize("path", KERNELS + sorted((ROOT / "minivim" / "ops").glob("*.py")), ids=name)
+def test_an_operation_makes_its_tensors_where_its_inputs_are(path):
+    assert homeless(path.read_text()) == []
+    assert homeless("torch.empty(3, dtype=dtype)") != []
+    assert homeless("torch.empty(3, device=x.device) + torch.zeros(3, **new) + x.new_empty(3)") == []

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from minivim import create_model
+from minivim import create_model, processes
 from minivim.train import compute_gradients, train
 from minivim.train.recipes import TrainConfig
 from tests.train.small_runs import TINY, records_of, same
@@ -92,3 +92,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pages = 10 * 24 * 2**20 // mmap.PAGESIZE
     assert int(found.stdout) < 0.01 * pages
+
+
+def test_a_rank_makes_its_gpu_the_current_one(monkeypatch):
+    """Also a lone process that was told to use the second GPU."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    monkeypatch.setattr(processes, "choose_device", lambda name: torch.device(name))
+    for name, rank, expected in (("cuda", "3", "cuda:3"), ("cuda:1", "0", "cuda:1")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with processes.join_team(name) as team:
+            assert str(team.device) == expected == chosen[-1]
+    with processes.join_team("cpu"):
+        assert len(chosen) == 2

@@ -1,31 +1,19 @@
-"""What the CPU operators share: machine code by name, addresses and strides of tensors, the header of a launch."""
+"""What the CPU operators share: addresses and strides of tensors, the header of a launch."""
 
 import os
 from array import array
-from functools import cache
 from types import ModuleType
 
 import torch
+from minivim.kernels.cpu.compile import address
 from minivim.kernels.cpu.lanes import LANES
 from minivim.kernels.cpu.threads import launch
-from numba import cfunc, int64, void
 from torch import Tensor
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
 # Channels of one task, which share cache lines and their partial sums of dB and dC; more cores need more tasks.
 GROUP = (12 if (os.cpu_count() or 1) <= 4 else 6) * LANES
 SMALL = 2**15  # multiplications below which waking a second thread costs more than it brings
-
-compiled_kernels = []  # keeps the machine code alive
-
-
-@cache
-def address(module: ModuleType, name: str, dtype: torch.dtype) -> int:
-    """The machine code of a kernel: compiled at its first use, afterwards read from numba's cache on disk."""
-    entry = getattr(module, f"{name}_{str(dtype).removeprefix('torch.')}")
-    compiled = cfunc(void(int64), cache=True)(entry)
-    compiled_kernels.append(compiled)
-    return compiled.address
 
 
 def partition(batch: int, channels: int) -> tuple[int, int]:

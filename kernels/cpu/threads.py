@@ -28,19 +28,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=in_child)
 
 
+def loaded_libraries() -> list[str]:
+    """The paths of all files in this process's map, whatever their folders are called; none where there is no map."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    fields = [line.split(maxsplit=5) for line in maps.read_text(errors="surrogateescape").split("\n")]
+    # The kernel writes a newline in a name as \\012, and leaves every other character alone.
+    return sorted({parts[5].replace("\\012", "\n") for parts in fields if len(parts) == 6})
+
+
 @cache
 def openmp():
     """GOMP_parallel of the OpenMP library that is already loaded, or None."""
-    maps = Path("/proc/self/maps")
-    names = re.findall(r"(/\S*lib(?:gomp|iomp5|omp)\b\S*)", maps.read_text()) if maps.exists() else []
+    names = [name for name in loaded_libraries() if re.fullmatch(r"lib(gomp|iomp5|omp)\b.*", name.rpartition("/")[2])]
     # PyTorch's own copy first: others may have been loaded by other packages.
-    for name in sorted(set(names), key=lambda name: "torch" not in name):
-        library = ctypes.CDLL(name)
-        if hasattr(library, "GOMP_parallel"):
-            function = library.GOMP_parallel
-            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-            function.restype = None
-            return function
+    for name in sorted(names, key=lambda name: "torch" not in name):
+        try:
+            function = ctypes.CDLL(name).GOMP_parallel
+        except (OSError, AttributeError):  # replaced on the disk since it was loaded; another compiler's OpenMP
+            continue
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
     return None
 
 

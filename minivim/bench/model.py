@@ -202,7 +202,7 @@ def time_models(config: ModelBench, cases: list[ModelCase]) -> tuple[list[Row], 
     rounds = measure.interleave(samplers, config.rounds)
     memory = {name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()}
     with torch.device("meta"):
-        length = create_model(first.name, img_size=first.img_size).pos_embed.shape[1]
+        length = create_model(first.name, img_size=first.img_size).config.num_tokens
     size = f"{first.img_size} x {first.img_size} pixels, batch {config.batch}, {config.dtype}"
     mode = "training step" if config.train else "inference"
     common = {"case": size, "length": length, "mode": mode, "items": config.batch}

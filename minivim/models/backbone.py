@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.checks import check_choice, check_whole
 from minivim.processes import keep_freed_memory
 
-CLS_TOKENS = ("middle", "head", "double", "none")
+CLS_TOKENS = ("middle", "head", "double", "none", "max")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -31,6 +32,7 @@ class BackboneConfig:
     embed_dim: int = 192
     depth: int = 24
     cls_token: str = "middle"
+    pos_embed: bool = True
     drop_path_rate: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,6 +42,8 @@ class BackboneConfig:
         if self.stride is not None:
             check_whole("stride", self.stride)
         check_choice("cls_token", self.cls_token, CLS_TOKENS)
+        if not isinstance(self.pos_embed, bool):
+            raise ValueError(f"pos_embed is {self.pos_embed!r}; it must be True or False")
         rate = self.drop_path_rate
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
             raise ValueError(f"drop_path_rate is {rate!r}; it must be a number from 0 up to, not including, 1")
@@ -81,7 +85,12 @@ class BackboneConfig:
     def cls_positions(self) -> tuple[int, ...]:
         """Where the class tokens stand in the sequence of patches and class tokens."""
         M = self.num_patches
-        return {"middle": (M // 2,), "head": (0,), "double": (0, M + 1), "none": ()}[self.cls_token]
+        return {"middle": (M // 2,), "head": (0,), "double": (0, M + 1), "none": (), "max": ()}[self.cls_token]
+
+    @property
+    def num_tokens(self) -> int:
+        """The length L of the sequence: patches and class tokens."""
+        return self.num_patches + len(self.cls_positions)
 
 
 def insert_tokens(
@@ -118,8 +127,8 @@ class PatchEmbed(nn.Module):
         """Embed the patches. Raises ValueError or TypeError if the image does not fit the configuration."""
         self._check(image)
         P, stride = self.config.patch_size, self.config.patch_stride
-        patches = image.unfold(2, P, stride).unfold(3, P, stride)  # (B, C, rows, columns, P, P), a view
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2)  # (B, M, C P P)
+        patches = image.unfold(2, P, stride).unfold(3, P, stride)  # a view
+        patches = rearrange(patches, "B C rows columns P Q -> B (rows columns) (C P Q)")
         # The same as self.proj(image), but channel-last at once, and quicker on a CPU, above all backward.
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
@@ -171,7 +180,8 @@ class Backbone(nn.Module):
         self.patch_embed = PatchEmbed(config)
         count = len(config.cls_positions)
         self.cls_token = nn.Parameter(torch.empty(1, count, config.embed_dim)) if count else None
-        self.pos_embed = nn.Parameter(torch.empty(1, config.num_patches + count, config.embed_dim))
+        tokens = torch.empty(1, config.num_tokens, config.embed_dim) if config.pos_embed else None
+        self.pos_embed = None if tokens is None else nn.Parameter(tokens)
         for parameter in (self.pos_embed, self.cls_token):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -192,7 +202,7 @@ class Backbone(nn.Module):
         x = self.patch_embed(image)
         if self.cls_token is not None:
             x = insert_tokens(x, self.cls_token.expand(x.shape[0], -1, -1), self.config.cls_positions)
-        return x + self.pos_embed
+        return x if self.pos_embed is None else x + self.pos_embed
 
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The blocks and the last norm, on embedded tokens."""
@@ -203,14 +213,14 @@ class Backbone(nn.Module):
         return self.forward_tokens(self.embed(image))
 
     def forward_head(self, tokens: Float[Tensor, "B L D"], pre_logits: bool = False) -> Float[Tensor, "B K"]:
-        """Pool, then the head unless `pre_logits`: the class token, the mean of both, or of all tokens for "none"."""
+        """Pool, then the head unless `pre_logits`: the class token or the mean of both; all tokens' mean or maximum."""
         positions = self.config.cls_positions
         if len(positions) == 1:
             features = tokens[:, positions[0]]
         elif positions:
             features = (tokens[:, positions[0]] + tokens[:, positions[1]]) / 2
         else:
-            features = tokens.mean(dim=1)
+            features = tokens.amax(dim=1) if self.config.cls_token == "max" else tokens.mean(dim=1)
         return features if pre_logits else self.head(features)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
@@ -219,8 +229,12 @@ class Backbone(nn.Module):
 
     def forward_grid(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D rows columns"]:
         """The patch tokens after the last norm as a feature map, class tokens taken out: for dense tasks."""
-        patches = remove_tokens(self.forward_features(image), self.config.cls_positions)
-        return patches.transpose(1, 2).unflatten(2, self.config.grid_shape)
+        patches = remove_tokens(self.reading_order(self.forward_features(image)), self.config.cls_positions)
+        return rearrange(patches, "B (rows columns) D -> B D rows columns", rows=self.config.grid_shape[0])
+
+    def reading_order(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """The tokens in the order of the picture, row by row; a model that takes them in another one undoes it here."""
+        return tokens
 
     @torch.no_grad()
     def resize_to(self, height: int, width: int) -> "Backbone":
@@ -232,11 +246,14 @@ class Backbone(nn.Module):
         """
         old = self.config
         new = replace(old, img_size=height if height == width else (height, width))
-        if new.grid_shape != old.grid_shape:
+        if self.pos_embed is not None and new.grid_shape != old.grid_shape:
             tokens = self.pos_embed[:, list(old.cls_positions)]
-            grid = remove_tokens(self.pos_embed, old.cls_positions).transpose(1, 2).unflatten(2, old.grid_shape)
+            patches = remove_tokens(self.pos_embed, old.cls_positions)
+            grid = rearrange(patches, "B (rows columns) D -> B D rows columns", rows=old.grid_shape[0])
             grid = F.interpolate(grid, size=new.grid_shape, mode="bicubic", align_corners=False)
-            resized = insert_tokens(grid.flatten(2).transpose(1, 2), tokens, new.cls_positions)
+            resized = insert_tokens(
+                rearrange(grid, "B D rows columns -> B (rows columns) D"), tokens, new.cls_positions
+            )
             self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
         self.config = self.patch_embed.config = new
         return self
@@ -248,7 +265,7 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one, on the same device and in the same dtype."""
         config = replace(self.config, num_classes=num_classes)
-        self.head = make_head(config.embed_dim, num_classes).to(self.pos_embed)
+        self.head = make_head(config.embed_dim, num_classes).to(self.patch_embed.proj.weight)
         self.config = self.patch_embed.config = config
 
     def no_weight_decay(self) -> set[str]:

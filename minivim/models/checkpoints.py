@@ -202,6 +202,7 @@ def official_config(state: Mapping[str, Tensor], source: str = "state_dict", **o
         "dt_rank": shape["dt"][1],
         "conv_kernel": shape["conv"][-1],
         "cls_token": cls_token,
+        "directions": 2 if "layers.0.mixer.A_b_log" in state else 1,
         **overrides,
     }
     patches = shape["pos"][1] - {"double": 2, "none": 0}.get(found["cls_token"], 1)

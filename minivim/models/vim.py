@@ -2,13 +2,17 @@
 
 Algorithm 1 of the paper. What differs from `deit.py` is the block: where DeiT has attention and an MLP,
 Vim has one mixer with two selective state-space models, one for each direction.
+
+The paper draws Norm -> Mixer -> Add. The official code (hustvl/Vim, dd0358a, vim/models_mamba.py, class Block) runs
+Add -> Norm -> Mixer: each block first adds what the one before it left, so that add and norm are one kernel.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from minivim.checks import check_choice, check_whole
@@ -18,6 +22,8 @@ from minivim.ops import Backend, add_rms_norm, bidirectional_conv_silu, bidirect
 from minivim.ops.norm import EPS
 
 __all__ = ["PatchEmbed", "VimBlock", "VimConfig", "VimMixer", "VisionMamba"]
+
+SCAN_ORDERS = ("rows", "columns", "snake")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,11 @@ class VimConfig(BackboneConfig):
     embed_dim, depth                width D, number of blocks
     expand, state_dim               inner width E = expand * D; state size N
     dt_rank, conv_kernel            rank R of delta, None: ceil(D / 16); width K of the convolution
-    cls_token                       "middle" | "head" | "double" | "none": the mean of all tokens
+    cls_token                       "middle" | "head" | "double"; "none", "max": the mean, the maximum of all tokens
+    pos_embed                       whether each token gets a learned position embedding
+    directions                      2, or 1: forward only, as Mamba
+    scan_order                      "rows" | "columns" | "snake": how the patches come as tokens; "snake" walks every
+                                    second row from right to left
     drop_path_rate                  stochastic depth: 0 at the first block, rising linearly to this at the last
     init                            "paper": delta in [0.001, 0.1] both ways; "official": as the official code,
                                     which gives that to the forward direction and leaves the backward bias at 0
@@ -40,6 +50,8 @@ class VimConfig(BackboneConfig):
     dt_rank: int | None = None
     conv_kernel: int = 4
     init: str = "paper"
+    directions: int = 2
+    scan_order: str = "rows"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +60,9 @@ class VimConfig(BackboneConfig):
         if self.dt_rank is not None:
             check_whole("dt_rank", self.dt_rank)
         check_choice("init", self.init, ("paper", "official"))
+        check_whole("directions", self.directions)
+        check_choice("directions", self.directions, (1, 2))
+        check_choice("scan_order", self.scan_order, SCAN_ORDERS)
 
     @property
     def inner_dim(self) -> int:
@@ -60,8 +75,28 @@ class VimConfig(BackboneConfig):
         return math.ceil(self.embed_dim / 16) if self.dt_rank is None else self.dt_rank
 
 
+def token_order(config: VimConfig) -> Int64[Tensor, " L"] | None:
+    """For each token of the scan its place in reading order; None for "rows". Class tokens keep their places."""
+    if config.scan_order == "rows":
+        return None
+    grid = torch.arange(config.num_patches, device="cpu").view(config.grid_shape)
+    if config.scan_order == "columns":
+        patches = rearrange(grid, "rows columns -> (columns rows)")
+    else:
+        grid[1::2] = grid[1::2].flip(1)
+        patches = grid.flatten()
+    order = torch.arange(config.num_tokens, device="cpu")
+    is_patch = torch.ones(config.num_tokens, dtype=torch.bool, device="cpu")
+    is_patch[list(config.cls_positions)] = False
+    order[is_patch] = order[is_patch][patches]
+    return order
+
+
 class VimMixer(nn.Module):
-    """Two selective state-space models on the same tokens, one in each direction, averaged. Vim, Algorithm 1."""
+    """Two selective state-space models on the same tokens, one in each direction, averaged. Vim, Algorithm 1.
+
+    With one direction it is Mamba's mixer.
+    """
 
     def __init__(self, config: VimConfig):
         super().__init__()
@@ -69,11 +104,11 @@ class VimMixer(nn.Module):
         self.backend = "auto"
         self.in_proj = nn.Linear(config.embed_dim, 2 * config.inner_dim, bias=False)
         self.forward_ssm = SelectiveSSM(*sizes)
-        self.backward_ssm = SelectiveSSM(*sizes, reverse=True)
+        self.backward_ssm = SelectiveSSM(*sizes, reverse=True) if config.directions == 2 else None
         self.out_proj = nn.Linear(config.inner_dim, config.embed_dim, bias=False)
         with torch.no_grad():
             self.out_proj.weight.div_(math.sqrt(config.depth))  # the residual's variance must not grow with depth
-        if config.init == "official":
+        if config.init == "official" and self.backward_ssm is not None:
             nn.init.zeros_(self.backward_ssm.dt_proj.bias)
 
     def forward(self, x: Float[Tensor, "B L D"], backend: Backend | None = None) -> Float[Tensor, "B L D"]:
@@ -84,6 +119,8 @@ class VimMixer(nn.Module):
         backend = backend or choose_backend(self.backend, x.device)
         x, z = self.in_proj(x).chunk(2, dim=-1)
         one, two = self.forward_ssm, self.backward_ssm
+        if two is None:
+            return self.out_proj(one(x, z, backend))
         convs = (one.conv_weight, one.conv_bias), (two.conv_weight, two.conv_bias)
         u, u_back = bidirectional_conv_silu(x, *convs, backend=backend)
         y = bidirectional_scan(one.select(u), two.select(u_back), z, backend=backend)
@@ -120,6 +157,23 @@ class VisionMamba(Backbone):
         self.backend = "auto"
         self.drop_path = DropPath(config.drop_path_rate)
         self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
+        self.register_buffer("token_order", token_order(config), persistent=False)
+
+    def embed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """The embedded tokens, each patch with the embedding of its place in the picture, in the order of the scan."""
+        tokens = super().embed(image)
+        return tokens if self.token_order is None else tokens.index_select(1, self.token_order)
+
+    def reading_order(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Undo the order of the scan."""
+        return tokens if self.token_order is None else tokens.index_select(1, self.token_order.argsort())
+
+    def resize_to(self, height: int, width: int) -> "VisionMamba":
+        """As `Backbone.resize_to`; the order of the scan follows the new grid."""
+        super().resize_to(height, width)
+        order = token_order(self.config)
+        self.token_order = None if order is None else order.to(self.patch_embed.proj.weight.device)
+        return self
 
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The blocks, a last add, the last norm."""
@@ -133,7 +187,7 @@ class VisionMamba(Backbone):
 
         Raises ValueError for an unknown name, and for a backend that cannot run on the model's device, with the reason.
         """
-        choose_backend(name, self.pos_embed.device)  # raises if it is unknown or cannot run here
+        choose_backend(name, self.patch_embed.proj.weight.device)  # raises if it is unknown or cannot run here
         self.backend = name
         for block in self.blocks:
             block.mixer.backend = name

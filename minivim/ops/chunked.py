@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from minivim.kernels.derivatives import first_derivative, refuse_transforms
 from minivim.kernels.operators import compute_dtype
 
 CHUNK = 32
@@ -73,9 +73,8 @@ class ChunkedScan(torch.autograd.Function):
         return out, h
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dout, dlast):
-        u, delta, A, B, C, D, z, delta_bias, initial_state, starts = ctx.saved_tensors
+    def gradient(ctx, saved, dout, dlast):
+        u, delta, A, B, C, D, z, delta_bias, initial_state, starts = saved
         dtype, reverse = starts.dtype, ctx.reverse
         A_, D_ = A.to(dtype), None if D is None else D.to(dtype)
         du, ddelta, dB, dC, dz = (None if x is None else torch.empty_like(x) for x in (u, delta, B, C, z))
@@ -111,6 +110,8 @@ class ChunkedScan(torch.autograd.Function):
         )
         return du, ddelta, dA, dB, dC, dD, dz, dbias, None, dinitial, None
 
+    backward = staticmethod(first_derivative("chunked", gradient.__func__))
+
 
 def chunked_scan(
     u: Float[Tensor, "B L E"],
@@ -126,4 +127,6 @@ def chunked_scan(
     reverse: bool = False,
 ) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B E N"]]:
     """(out, last state) of `minivim.selective_scan`, whose arguments these are. Mamba (arXiv 2312.00752), Eq. 2."""
+    if not torch.compiler.is_compiling():
+        refuse_transforms("chunked", (u, delta, A, B, C, D, z, delta_bias, initial_state))
     return ChunkedScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, reverse)

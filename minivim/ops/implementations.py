@@ -24,11 +24,11 @@ class Backend(NamedTuple):
     add_norm: Callable  # (update, residual, weight, eps) -> norm, sum
 
 
-# What each needs: device type, module, extra that installs it. "auto" takes the first that can run.
+# What each needs: device type, module, extra that installs it. "auto" takes the first that has proved itself.
 NEEDS = {
     "numba": ("cpu", "numba", "numba"),
-    "chunked": (None, None, None),
     "triton": ("cuda", "triton", "triton"),
+    "chunked": (None, None, None),
     "reference": (None, None, None),
 }
 
@@ -74,7 +74,7 @@ def build(name: str) -> Backend:
 
         scans = scan_gpu.selective_scan, scan_gpu.bidirectional_scan
         return Backend(name, *scans, conv_gpu.causal_conv_silu, conv_gpu.bidirectional_conv_silu, add_norm_reference)
-    scan = chunked_scan if name == "chunked" else scan_reference
+    scan = {"chunked": chunked_scan, "reference": scan_reference}[name]
     both = partial(one_after_the_other, scan), conv_reference, partial(one_and_the_other, conv_reference)
     return Backend(name, scan, *both, add_norm_reference)
 

@@ -1,5 +1,8 @@
 """The selective scan as people call it: checked arguments, a chosen backend. `reference.py` says what it computes."""
 
+from typing import Literal, overload
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,12 +43,48 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {letters} = {shape}")
+        if x.layout != torch.strided:
+            raise TypeError(f"{name} has layout {x.layout}; it must be dense (torch.strided)")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a real floating-point type")
         if x.device != u.device:
             raise ValueError(f"{name} is on device {x.device}; it must be on {u.device}, as u is")
 
 
+@overload
+def selective_scan(
+    u: Float[Tensor, "B L E"],
+    delta: Float[Tensor, "B L E"],
+    A: Float[Tensor, "E N"],
+    B: Float[Tensor, "B L N"],
+    C: Float[Tensor, "B L N"],
+    D: Float[Tensor, " E"] | None = ...,
+    z: Float[Tensor, "B L E"] | None = ...,
+    delta_bias: Float[Tensor, " E"] | None = ...,
+    delta_softplus: bool = ...,
+    *,
+    initial_state: Float[Tensor, "B E N"] | None = ...,
+    return_last_state: Literal[False] = ...,
+    reverse: bool = ...,
+    backend: str | Backend = ...,
+) -> Float[Tensor, "B L E"]: ...
+@overload
+def selective_scan(
+    u: Float[Tensor, "B L E"],
+    delta: Float[Tensor, "B L E"],
+    A: Float[Tensor, "E N"],
+    B: Float[Tensor, "B L N"],
+    C: Float[Tensor, "B L N"],
+    D: Float[Tensor, " E"] | None = ...,
+    z: Float[Tensor, "B L E"] | None = ...,
+    delta_bias: Float[Tensor, " E"] | None = ...,
+    delta_softplus: bool = ...,
+    *,
+    initial_state: Float[Tensor, "B E N"] | None = ...,
+    return_last_state: Literal[True],
+    reverse: bool = ...,
+    backend: str | Backend = ...,
+) -> tuple[Float[Tensor, "B L E"], Float[Tensor, "B E N"]]: ...
 def selective_scan(
     u: Float[Tensor, "B L E"],
     delta: Float[Tensor, "B L E"],

@@ -106,7 +106,8 @@ def compute_gradients(
 
 def build_model(config: TrainConfig, data: ImageData) -> Backbone:
     """The configuration's model for these images and classes."""
-    names = ("patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token")
+    names = ("patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "pos_embed")
+    names += ("directions", "scan_order", "init")
     overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
     return create_model(config.model, **overrides)
@@ -330,7 +331,7 @@ class Trainer:
         cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
         images = len(self.data.train_images)
         self.say(
-            f"{self.config.model}: {parameters:,} parameters, {self.model.pos_embed.shape[1]} tokens; "
+            f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
             f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}"
         )
         self.say(

@@ -83,7 +83,15 @@ class TrainConfig:
     state_dim: int | None = None
     """A Vim's state size N; None: the model's own."""
     cls_token: str | None = None
-    """Where the class token stands: middle, head, double, none (the mean of all tokens); None: the model's own."""
+    """Where the class token stands: middle, head, double; none, max: mean, maximum of all tokens; None: the model's."""
+    pos_embed: bool | None = None
+    """Whether tokens get a learned position embedding; None: the model's own."""
+    directions: int | None = None
+    """A Vim's scans: 2, or 1, forward only; None: the model's own."""
+    scan_order: str | None = None
+    """The order in which a Vim reads the patches: rows, columns, snake; None: the model's own."""
+    init: str | None = None
+    """A Vim's first step sizes: paper, both ways, or official, forward only; None: the model's own."""
     drop_path: float | None = None
     """Stochastic depth rate of the last block."""
 

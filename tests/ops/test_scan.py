@@ -388,7 +388,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch, unchecked):
             selective_scan(**problem(1, 3, 2, 2), backend="numba")
     with monkeypatch.context() as patch:
         patch.setitem(implementations.INSTALLED, "triton", True)
-        assert available_backends("cuda") == ("chunked", "triton", "reference")
+        assert available_backends("cuda") == ("triton", "chunked", "reference")
         patch.delenv("TRITON_INTERPRET", raising=False)
         with pytest.raises(
             ValueError, match="backend is 'triton', which cannot run on device cpu: it runs on cuda only"

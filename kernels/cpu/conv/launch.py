@@ -1,6 +1,5 @@
 """The CPU convolution as a PyTorch operator: autograd, torch.compile and torch.export see one opaque op."""
 
-import torch
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
 from minivim.kernels.cpu.conv import loops
@@ -9,12 +8,12 @@ from minivim.kernels.operators import compute_dtype
 from torch import Tensor
 
 
-@operators.operator("conv_cpu", "cpu")
+@operators.operator("conv_cpu", "numba")
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """silu of the depthwise causal convolution; x (B, L, E), weight (E, K), bias (E,); reverse looks ahead."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
     x_rows, w, bias = rows(x, dtype), weight.to(dtype).contiguous(), rows(bias, dtype)
-    y = torch.empty(batch, L, E, dtype=dtype)
+    y = x_rows.new_empty(batch, L, E)
     fields = [*walk(x_rows, reverse), *walk(y, reverse), w.data_ptr(), bias.data_ptr()]
     host.run(loops, "forward", dtype, [batch, L, E, K], fields, batch * L * E * K)
     return y.to(x.dtype)
@@ -25,13 +24,13 @@ def _(x, weight, bias, reverse):
     return x.new_empty(x.shape)
 
 
-@operators.operator("conv_cpu_backward", "cpu")
+@operators.operator("conv_cpu_backward", "numba")
 def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
     x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).contiguous()
     bias_row = rows(bias, dtype)
-    dx, sums = torch.empty(batch, L, E, dtype=dtype), torch.empty(partition(batch, E)[0], K + 1, E, dtype=dtype)
+    dx, sums = x_rows.new_empty(batch, L, E), x_rows.new_empty(partition(batch, E)[0], K + 1, E)
     steps = [*walk(x_rows, reverse), *walk(dy, reverse), w.data_ptr(), bias_row.data_ptr(), *walk(dx, reverse)]
     host.run(loops, "backward", dtype, [batch, L, E, K], [*steps, sums.data_ptr()], batch * L * E * K)
     total = sums.sum(0)
@@ -48,9 +47,8 @@ def save_inputs(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def conv_gradient(ctx, dy):
-    run_backward = operators.entry(conv_backward, ctx.saved_tensors)
-    return *run_backward(*ctx.saved_tensors, dy, ctx.reverse), None
+def conv_gradient(ctx, saved, dy):
+    return *operators.entry(conv_backward, saved)(*saved, dy, ctx.reverse), None
 
 
 operators.differentiate(conv, save_inputs, conv_gradient)

@@ -19,7 +19,7 @@ def rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
 
-@operators.operator("add_norm_cpu", "cpu")
+@operators.operator("add_norm_cpu", "numba")
 def add_norm(update: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """RMSNorm of update + residual in the weight's dtype, that sum, and the factor by which each row was scaled."""
     dtype = torch.promote_types(update.dtype, torch.float32)
@@ -38,7 +38,7 @@ def _(update, residual, weight, eps):
     return update.new_empty(update.shape, dtype=weight.dtype), total, scales
 
 
-@operators.operator("add_norm_cpu_backward", "cpu")
+@operators.operator("add_norm_cpu_backward", "numba")
 def add_norm_backward(
     total: Tensor, weight: Tensor, scales: Tensor, dy: Tensor, dtotal: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -64,8 +64,8 @@ def save_inputs(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def add_norm_gradient(ctx, dy, dtotal, _):
-    total, weight, scales = ctx.saved_tensors
+def add_norm_gradient(ctx, saved, dy, dtotal, _):
+    total, weight, scales = saved
     if dy is None:
         dy = torch.zeros_like(total)
     dr, dw = operators.entry(add_norm_backward, (total,))(total, weight, scales, dy, dtotal)

@@ -72,7 +72,7 @@ def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> 
     if initial_state is not None:
         states[0, :, 0] = pad_states(initial_state, u.dtype).transpose(1, 2)
     z = None if z is None else rows(z, u.dtype)
-    out = torch.empty(batch, L, E, dtype=u.dtype)
+    out = u.new_empty(batch, L, E)
     fresh = initial_state is None
     records = [forward_record(part, None, out, states[i], i, 1, fresh) for i, part in enumerate(parts[:-1])]
     records.append(forward_record(parts[-1], z, out, states[-1], len(parts) - 1, len(parts), fresh))
@@ -86,13 +86,13 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
     (batch, L, E), N, dtype = u.shape, padded(parts[0].A), u.dtype
     slabs, groups = partition(batch, E)
     z, dout = None if z is None else rows(z, dtype), rows(dout, dtype)
-    dz = None if z is None else torch.empty(batch, L, E, dtype=dtype)
+    dz = None if z is None else u.new_empty(batch, L, E)
     records, gradients, targets = [], [], []
     for i, part in enumerate(parts):
-        du, ddelta = torch.empty(batch, L, E, dtype=dtype), torch.empty(batch, L, E, dtype=dtype)
-        sums = torch.empty(2, groups, batch, L, N, dtype=dtype)  # dB and dC of each group of channels
-        totals = torch.empty(slabs, N + 2, E, dtype=dtype)  # dA, dD and dbias of each part of the batch
-        dh = torch.empty(batch, N, E, dtype=dtype)
+        du, ddelta = u.new_empty(batch, L, E), u.new_empty(batch, L, E)
+        sums = u.new_empty(2, groups, batch, L, N)  # dB and dC of each group of channels
+        totals = u.new_empty(slabs, N + 2, E)  # dA, dD and dbias of each part of the batch
+        dh = u.new_empty(batch, N, E)
         if dlast is not None:
             dh.copy_(pad_states(dlast, dtype).transpose(1, 2))
         start, step_b, step_t = walk(du, part.reverse)
@@ -107,7 +107,7 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
             [*forward_record(part, z, None, states[i], i, len(parts), False), *walk(dout, part.reverse), *fields]
         )
         shapes = ((E, states_of_A), (batch, L, states_of_A), (batch, L, states_of_A), (E,), (E,))
-        dA, dB, dC, dD, dbias = (torch.empty(shape, dtype=dtype) for shape in shapes)
+        dA, dB, dC, dD, dbias = (u.new_empty(shape) for shape in shapes)
         targets.append([pointer(x) for x in (sums, dB, dC, totals, dA, dD, dbias)])
         gradients.append((du, ddelta, dA, dB, dC, dD, dbias, dh[:, :states_of_A].transpose(1, 2), sums, totals))
     run(backward_loops, "backward", parts, records)
@@ -120,7 +120,7 @@ def slots(L: int, save: bool) -> int:
     return -(-L // CHUNK) + 1 if save else 1
 
 
-@operators.operator("scan_cpu", "cpu")
+@operators.operator("scan_cpu", "numba")
 def scan(
     u: Tensor,
     delta: Tensor,
@@ -149,7 +149,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse, sav
     return u.new_empty(u.shape), u.new_empty(batch, E, N, dtype=dtype), states
 
 
-@operators.operator("scan_cpu_backward", "cpu")
+@operators.operator("scan_cpu_backward", "numba")
 def scan_backward(
     u: Tensor,
     delta: Tensor,
@@ -194,21 +194,20 @@ def optional(gradient: Tensor, x: Tensor | None) -> Tensor | None:
 
 def save_inputs(ctx, inputs, output):
     *tensors, ctx.softplus, ctx.reverse, _ = inputs
-    ctx.initial_state = tensors.pop()
     ctx.save_for_backward(*tensors, output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
-def scan_gradient(ctx, dout, dlast, _):
-    u, delta, A, B, C, D, z, delta_bias, states = ctx.saved_tensors
+def scan_gradient(ctx, saved, dout, dlast, _):
+    u, delta, A, B, C, D, z, delta_bias, initial_state, states = saved
     if dout is None:
         dout = torch.zeros_like(u)
-    run_backward = operators.entry(scan_backward, ctx.saved_tensors)
+    run_backward = operators.entry(scan_backward, saved)
     du, ddelta, dA, dB, dC, dD, dbias, dh, *dz = run_backward(
         u, delta, A, B, C, D, z, delta_bias, states, dout, dlast, ctx.softplus, ctx.reverse
     )
-    dD, dbias, dh = optional(dD, D), optional(dbias, delta_bias), optional(dh, ctx.initial_state)
+    dD, dbias, dh = optional(dD, D), optional(dbias, delta_bias), optional(dh, initial_state)
     return du, ddelta, dA, dB, dC, dD, dz[0] if dz else None, dbias, dh, None, None, None
 
 

@@ -16,7 +16,7 @@ def both(tensors, softplus: bool, dtype: torch.dtype):
     return [ahead, direction(*tensors[7:14], softplus, True, dtype)]
 
 
-@operators.operator("scan_pair_cpu", "cpu")
+@operators.operator("scan_pair_cpu", "numba")
 def scan_pair(
     u_f: Tensor,
     delta_f: Tensor,
@@ -48,7 +48,7 @@ def _(u_f, delta_f, A_f, B_f, C_f, D_f, bias_f, u_b, delta_b, A_b, B_b, C_b, D_b
     return u_f.new_empty(u_f.shape), states
 
 
-@operators.operator("scan_pair_cpu_backward", "cpu")
+@operators.operator("scan_pair_cpu_backward", "numba")
 def scan_pair_backward(tensors: list[Tensor], z: Tensor, states: Tensor, dout: Tensor, softplus: bool) -> list[Tensor]:
     """The gradients of the fourteen tensors, in their order, and of z."""
     gradients, dz = backward(both(tensors, softplus, states.dtype), z, states, dout, None)
@@ -69,10 +69,10 @@ def save_inputs(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def scan_pair_gradient(ctx, dout, _):
+def scan_pair_gradient(ctx, saved, dout, _):
     if dout is None:
         return (None,) * 17
-    *tensors, z, states = ctx.saved_tensors
+    *tensors, z, states = saved
     gradients = operators.entry(scan_pair_backward, tensors)(tensors, z, states, dout, ctx.softplus)
     return *(g.to(x.dtype) for g, x in zip(gradients, (*tensors, z), strict=True)), None, None
 

@@ -27,7 +27,7 @@ def launch(x: Tensor, weights: list[Tensor], biases: list[Tensor], reverse: bool
     return rows(x), weight, torch.stack([b.to(acc) for b in biases]), grid, fixed
 
 
-@operators.operator("conv_gpu")
+@operators.operator("conv_gpu", "triton")
 def conv(
     x: Tensor, weight: Tensor, bias: Tensor, weight_b: Tensor | None, bias_b: Tensor | None, reverse: bool
 ) -> Tensor:
@@ -44,7 +44,7 @@ def _(x, weight, bias, weight_b, bias_b, reverse):
     return x.new_empty(1 if weight_b is None else 2, *x.shape)
 
 
-@operators.operator("conv_gpu_backward")
+@operators.operator("conv_gpu_backward", "triton")
 def conv_backward(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], dy: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,8 +74,8 @@ def save_inputs(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def conv_gradient(ctx, dy):
-    x, weight, bias, weight_b, bias_b = ctx.saved_tensors
+def conv_gradient(ctx, saved, dy):
+    x, weight, bias, weight_b, bias_b = saved
     weights, biases = given(weight, weight_b), given(bias, bias_b)
     dx, dw, dbias = operators.entry(conv_backward, (x,))(x, weights, biases, dy, ctx.reverse)
     second = (None, None) if weight_b is None else (dw[1].to(weight_b.dtype), dbias[1].to(bias_b.dtype))

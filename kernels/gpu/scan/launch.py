@@ -185,7 +185,7 @@ def backward(scan: Scan, cut: Plan, dy: Tensor, states: Tensor, dlast: Tensor | 
     return du, ddelta, dA.sum(1), dB.sum(1), dC.sum(1), dD.sum(1), dbias.sum(1), dstart
 
 
-@operators.operator("scan_gpu")
+@operators.operator("scan_gpu", "triton")
 def scan(
     u: Tensor,
     delta: Tensor,
@@ -236,7 +236,7 @@ def _(u, delta, A, B, C, D, z, bias, start, u_b, delta_b, A_b, B_b, C_b, D_b, bi
     return u.new_empty(u.shape), last, y, u.new_empty(R, batch, -(-L // K) if save else 0, N, E, dtype=acc)
 
 
-@operators.operator("scan_gpu_backward")
+@operators.operator("scan_gpu_backward", "triton")
 def scan_backward(
     first: list[Tensor],
     second: list[Tensor],
@@ -283,8 +283,8 @@ def save_inputs(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def scan_gradient(ctx, dout, dlast, _y, _states):
-    u, delta, A, B, C, D, z, bias, start, *second, y, states = ctx.saved_tensors
+def scan_gradient(ctx, saved, dout, dlast, _y, _states):
+    u, delta, A, B, C, D, z, bias, start, *second, y, states = saved
     first = (u, delta, A, B, C, D, bias)
     given = [first] if second[0] is None else [first, tuple(second)]
     dout = torch.zeros_like(u) if dout is None else dout
