@@ -45,16 +45,17 @@ def one_sentence(box: str) -> str:
 
 def spell_out_switches(configuration: type, arguments: Sequence[str]) -> list[str]:
     """`--resume` and `--no-resume` as the `--resume True` and `--resume False` that an optional boolean wants."""
-    switches = {f"--{field.name}" for field in fields(configuration) if field.type == (bool | None)}
+    switches = {f"--{field.name.replace('_', '-')}" for field in fields(configuration) if field.type == (bool | None)}
     spelled = []
     for argument, following in pairwise([*arguments, ""]):
-        positive = argument.replace("--no-", "--", 1)
+        plain = argument.replace("_", "-")
+        positive = plain.replace("--no-", "--", 1)
         if positive not in switches:
             spelled.append(argument)
-        elif argument != positive:
+        elif plain != positive:
             spelled += [positive, "False"]
         else:
-            spelled += [argument] if following in ("True", "False", "None") else [argument, "True"]
+            spelled += [plain] if following in ("True", "False", "None") else [plain, "True"]
     return spelled
 
 

@@ -136,6 +136,8 @@ def test_train_writes_what_was_asked_for(trained):
 def test_a_switch_is_a_flag_without_a_value():
     spelled = cli.spell_out_switches(TrainConfig, ["--resume", "--no-bf16", "--progress", "False", "--out", "x"])
     assert spelled == ["--resume", "True", "--bf16", "False", "--progress", "False", "--out", "x"]
+    spelled = cli.spell_out_switches(TrainConfig, ["--no-pos-embed", "--pos_embed", "--scan_order", "rows"])
+    assert spelled == ["--pos-embed", "False", "--pos-embed", "True", "--scan_order", "rows"]
 
 
 def test_resume_takes_the_run_up(capsys, trained):

@@ -4,6 +4,7 @@ Every function takes a torch.Generator of the images' device and draws all its r
 is a function of the generator's seed alone. Images are float (B, 3, H, W); where not said otherwise black is 0.
 """
 
+import hashlib
 import math
 import random
 from typing import Any
@@ -108,13 +109,20 @@ def random_erase(
 
 def one_hot(labels: Int64[Tensor, " B"], num_classes: int, smoothing: float = 0.0) -> Float[Tensor, "B K"]:
     """Targets that sum to 1: 1 - smoothing for the label, the rest spread over all classes (1512.00567, section 7)."""
-    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+    classes = torch.arange(num_classes, device=labels.device)  # F.one_hot would wait for the device, to look for errors
+    return (labels[:, None] == classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
+def numbers(generator: Generator) -> random.Random:
+    """The standard library's random numbers, seeded by the generator's state: a GPU need not be waited for."""
+    state = generator.get_state().numpy().tobytes()
+    torch.rand(1, generator=generator, device=generator.device)  # the next call finds another state
+    return random.Random(hashlib.blake2b(state).digest())
 
 
 def beta(alpha: float, generator: Generator) -> float:
-    """One number from Beta(alpha, alpha); the standard library draws it, seeded by the generator."""
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-    return random.Random(seed).betavariate(alpha, alpha)
+    """One number from Beta(alpha, alpha)."""
+    return numbers(generator).betavariate(alpha, alpha)
 
 
 def mixup(
@@ -166,7 +174,7 @@ def augment(
         images = random_erase(images, config.erase, generator)
     targets = one_hot(labels, num_classes, config.smoothing)
     # Of the two mixtures a batch gets one; a coin decides when both are on.
-    if config.mixup and not (config.cutmix and uniform(1, 0, 1, generator).item() < 0.5):
+    if config.mixup and not (config.cutmix and numbers(generator).random() < 0.5):
         return mixup(images, targets, config.mixup, generator)
     if config.cutmix:
         return cutmix(images, targets, config.cutmix, generator)

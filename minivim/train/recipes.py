@@ -30,6 +30,8 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int | None = None
     """Images in one step, all processes together."""
+    accumulate: int | None = None
+    """Parts in which a process computes its images, one after the other, where they do not fit into memory together."""
     lr: float | None = None
     """Peak learning rate of AdamW."""
     lr_end: float | None = None
@@ -118,7 +120,7 @@ BASE = TrainConfig(
     epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
     ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
     mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", workers=2, eval_every=1,
-    save_seconds=30.0, tensorboard=False, progress=True,
+    save_seconds=30.0, tensorboard=False, progress=True, accumulate=1,
 )  # fmt: skip
 
 PRESETS = {
@@ -200,7 +202,7 @@ RANGES = {
     "img_size": (1, None), "patch_size": (1, None), "embed_dim": (1, None), "depth": (1, None),
     "expand": (1, None), "state_dim": (1, None),
     "drop_path": (0, 0.99), "threads": (1, None), "workers": (0, None), "eval_every": (1, None),
-    "save_seconds": (0, None), "seed": (0, None),
+    "save_seconds": (0, None), "seed": (0, None), "accumulate": (1, None),
 }  # fmt: skip
 
 

@@ -5,12 +5,22 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivim import create_model
 from minivim.processes import Team
-from minivim.train.loop import Trainer, compute_gradients, decay_groups, epoch_batches, learning_rate, seed_from, train
+from minivim.train.loop import Trainer, train
 from minivim.train.prediction import evaluate
 from minivim.train.recipes import TrainConfig, resolve
+from minivim.train.step import (
+    accumulate_gradients,
+    compute_gradients,
+    decay_groups,
+    epoch_batches,
+    learning_rate,
+    seed_from,
+)
+from minivim.train.tasks import build_model
 from tests.train.small_runs import records_of, small, tensors_of
 
 pytest.importorskip("safetensors")
@@ -74,13 +84,13 @@ def test_average_is_the_running_mean_with_a_short_memory_at_first(small_data, tm
     trainer = Trainer(resolve(small(tmp_path, ema=0.5)), small_data, Team(0, 1, torch.device("cpu")))
     parameter, average = trainer.model.head.bias, trainer.average.module.head.bias
     parameter.data.fill_(1.0)
-    trainer.average.update_parameters(trainer.model)
+    trainer.update_average()
     assert average.tolist() == [1.0, 1.0]  # the first update copies
     expected = 1.0
     for step, value in ((1, 3.0), (2, -1.0), (50, 2.0)):
         trainer.step = step
         parameter.data.fill_(value)
-        trainer.average.update_parameters(trainer.model)
+        trainer.update_average()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
         assert average[0].item() == pytest.approx(expected)
@@ -161,3 +171,87 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(small_data, tmp_
         ValueError, match=r"loss is (nan|inf) .* at step \d+ of 24; .* try a smaller lr \(it is 1e\+30\)"
     ):
         train(small(tmp_path, lr=1e30, warmup=0.0, grad_clip=0.0))
+
+
+class Recorded(TorchDispatchMode):
+    """The operators that run inside, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+WAITS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::item"}
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", "imagenet"])
+def test_a_step_never_waits_for_the_device(preset, small_data, tmp_path, unchecked):
+    """On a GPU each number that Python looks at is a stop; the loss is looked at when somebody asks."""
+    recipe = resolve(TrainConfig(data="digits", preset=preset))
+    augmented = {name: getattr(recipe, name) for name in ("crop", "flip", "rotate", "zoom", "shift", "jitter", "erase")}
+    augmented |= {name: getattr(recipe, name) for name in ("smoothing", "mixup", "cutmix", "drop_path", "bf16")}
+    config = resolve(small(tmp_path, **augmented, backend="chunked"))
+    trainer = Trainer(config, small_data, Team(0, 1, torch.device("cpu")))
+    images, labels = small_data.train_images[:20], small_data.train_labels[:20]
+    for _ in range(4):  # the coin between mixup and cutmix falls both ways
+        with Recorded() as recorded:
+            trainer.train_step(images, labels)
+        assert not WAITS & set(recorded.names)
+    assert len(recorded.names) > 100
+    with Recorded() as recorded:
+        float(trainer.unseen[0][0])
+    assert WAITS & set(recorded.names)
+    trainer.look()
+    assert trainer.loss_sum > 0 and trainer.unseen == []
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_never_saved(small_data, tmp_path):
+    trainer = Trainer(resolve(small(tmp_path)), small_data, Team(0, 1, torch.device("cpu")))
+    trainer.open()
+    images, labels = small_data.train_images[:20], small_data.train_labels[:20]
+    trainer.train_step(images, labels)
+    trainer.train_step(images, labels)
+    trainer.model.head.bias.data.fill_(math.nan)
+    trainer.train_step(images, labels)
+    trainer.train_step(images, labels)
+    with pytest.raises(
+        ValueError, match=r"loss is nan and the gradient's norm nan at step 3 of 24; both must be finite"
+    ):
+        trainer.save_state()
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8, 20])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts):
+    model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1)
+    images, targets = torch.randn(20, 3, 8, 8), torch.rand(20, 10).softmax(1)
+    whole = F.cross_entropy(model(images), targets)
+    wanted = torch.autograd.grad(whole, list(model.parameters()))
+    seen = []
+    model.register_forward_hook(lambda module, inputs, out: seen.append(len(out)))
+    loss = accumulate_gradients(model, images, targets, parts=parts)
+    assert len(seen) == parts and sum(seen) == 20 and max(seen) - min(seen) <= 1
+    torch.testing.assert_close(loss, whole.detach())
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert (parameter.grad - gradient).abs().max() <= 1e-5 * gradient.abs().max().clamp_min(1e-3)
+
+
+def test_accumulate_changes_the_parts_and_not_the_result(small_data, tmp_path):
+    losses = []
+    for parts in (1, 4):
+        result = train(small(tmp_path / str(parts), epochs=1, accumulate=parts))
+        losses.append(result.history[-1]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    with pytest.raises(ValueError, match="accumulate is 21; it must be at most the images of a process, 20"):
+        train(small(tmp_path / "more", accumulate=21))
+
+
+def test_the_ablations_fields_reach_the_model(small_data):
+    changes = {"directions": 1, "scan_order": "snake", "pos_embed": False, "init": "official", "cls_token": "max"}
+    config = resolve(TrainConfig(data="digits", **changes))
+    built = build_model(config, small_data).config
+    assert {name: getattr(built, name) for name in changes} == changes

@@ -1,0 +1,63 @@
+"""What is classification about a training run; another task has the same four parts."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Generator, Tensor
+
+from minivim.data import ImageData
+from minivim.data.augment import augment
+from minivim.data.images import LazyImages
+from minivim.models import Backbone, create_model
+from minivim.processes import Team
+from minivim.train.prediction import logits_of
+from minivim.train.recipes import TrainConfig
+
+
+def build_model(config: TrainConfig, data: ImageData) -> Backbone:
+    """The configuration's model for these images and classes."""
+    names = ("patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "pos_embed")
+    names += ("directions", "scan_order", "init")
+    overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
+    return create_model(config.model, **overrides)
+
+
+class Classification:
+    """One label an image: a model, a batch made ready, a loss, a score."""
+
+    loss = staticmethod(F.cross_entropy)
+    goal = "test_accuracy"  # what `evaluate` finds, and the best weights have most of
+
+    def __init__(self, config: TrainConfig, data: ImageData, team: Team):
+        self.config, self.data, self.team = config, data, team
+
+    def build_model(self) -> Backbone:
+        """A fresh model, on the team's device."""
+        return build_model(self.config, self.data).to(self.team.device)
+
+    def prepare(
+        self, images: UInt8[Tensor, "B 3 H W"], labels: Int64[Tensor, " B"], generator: Generator
+    ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K"]]:
+        """The augmented images and their targets, on the images' device."""
+        data = self.data
+        return augment(images, labels, len(data.classes), data.mean, data.std, self.config, generator)
+
+    def evaluate(self, model: Backbone) -> dict[str, float]:
+        """Mean cross-entropy and accuracy on the test images; each process scores its share of them."""
+        data, team = self.data, self.team
+        rows = torch.arange(team.rank, len(data.test_labels), team.size)
+        images, labels = data.test_images, data.test_labels[rows]
+        images = torch.utils.data.Subset(images, rows.tolist()) if isinstance(images, LazyImages) else images[rows]
+        sums = torch.zeros(3, dtype=torch.float64)
+        if len(rows):
+            workers, bf16 = self.config.workers, self.config.bf16
+            logits = logits_of(model, images, data.mean, data.std, bf16=bf16, workers=workers)
+            right, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
+            sums = torch.stack([loss.double(), right.double(), torch.tensor(len(rows), dtype=torch.float64)])
+        if team.size > 1:
+            sums = sums.to(team.device)
+            dist.all_reduce(sums)
+        loss, right, count = sums.tolist()
+        return {"test_loss": loss / count, "test_accuracy": right / count}
