@@ -265,7 +265,9 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a fresh one, on the same device and in the same dtype."""
         config = replace(self.config, num_classes=num_classes)
-        self.head = make_head(config.embed_dim, num_classes).to(self.patch_embed.proj.weight)
+        weight = self.patch_embed.proj.weight
+        with weight.device:  # also where another one is the default
+            self.head = make_head(config.embed_dim, num_classes).to(weight.dtype)
         self.config = self.patch_embed.config = config
 
     def no_weight_decay(self) -> set[str]:

@@ -137,6 +137,9 @@ def to_official(model: VisionMamba) -> dict[str, Tensor]:
     """The model's weights under the official names and in the official shapes."""
     if not isinstance(model, VisionMamba):
         raise TypeError(f"model is a {type(model).__name__}; it must be a VisionMamba, as the official names are Vim's")
+    for field, value in (("scan_order", model.config.scan_order), ("cls_token", model.config.cls_token)):
+        if value in ("columns", "snake", "max"):
+            raise ValueError(f"{field} is {value!r}; it must be one that the official code has, to be given its names")
     state = {}
     for name, tensor in model.state_dict().items():
         if name == "cls_token" and tensor.shape[1] == 2:
@@ -205,7 +208,7 @@ def official_config(state: Mapping[str, Tensor], source: str = "state_dict", **o
         "directions": 2 if "layers.0.mixer.A_b_log" in state else 1,
         **overrides,
     }
-    patches = shape["pos"][1] - {"double": 2, "none": 0}.get(found["cls_token"], 1)
+    patches = shape["pos"][1] - {"double": 2, "none": 0, "max": 0}.get(found["cls_token"], 1)
     return VimConfig(**{**_official_geometry(patches, patch_size, found), **found})
 
 

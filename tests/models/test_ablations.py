@@ -183,6 +183,14 @@ def test_another_default_device_than_the_inputs(backend):
         resized = copy.deepcopy(vim).resize_to(12, 8)
         assert resized(torch.randn(1, 3, 12, 8, device="cpu")).device.type == "cpu"
         assert deit(x).device.type == "cpu"
+        deit.reset_classifier(3)
+        assert deit(x).shape == (2, 3) and deit.head.weight.device.type == "cpu"
     finally:
         torch.set_default_device(None)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("field", "value"), [("scan_order", "snake"), ("scan_order", "columns"), ("cls_token", "max")])
+def test_what_the_official_code_lacks_gets_no_official_names(field, value):
+    with pytest.raises(ValueError, match=f"{field} is {value!r}; it must be one that the official code has"):
+        to_official(model(**{field: value}))
