@@ -1,6 +1,7 @@
 """Optional dependencies: imported where they are used, and named when they are missing."""
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 
@@ -12,3 +13,11 @@ def require(module: str, extra: str) -> ModuleType:
         raise ImportError(
             f"{module} could not be imported ({error}); install it with: pip install 'minivim[{extra}]'"
         ) from error
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, None if it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

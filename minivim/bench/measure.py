@@ -10,23 +10,16 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from minivim.extras import version
 
 IDLE_CORES = 0.12  # a round during which others used more than this much of one core is discarded
 SAMPLE_SECONDS = 0.1  # short calls are repeated until a sample lasts this long: /proc/stat ticks every 10 ms
 ATTEMPTS = 4  # at most this many times the asked-for rounds are run
 VERSIONS = ("minivim", "torch", "numpy", "einops", "numba", "triton")
-
-
-def version(distribution: str) -> str | None:
-    """The installed version of a distribution, None if it is not installed."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def device_name(device: str) -> str:

@@ -48,16 +48,11 @@ def outputs_of(backend: Backend, t: dict[str, Tensor]) -> dict[str, Tensor]:
     ahead, back = (
         tuple(t[name + end] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")) for end in ("", "_back")
     )
-    *scanned, shift = back
-    convolved = backend.bidirectional_conv(t["x"], (t["weight"], t["bias"]), (t["weight_back"], t["bias_back"]))
-    found = {
-        "scan in both directions": backend.bidirectional_scan(ahead, back, t["z"]),
-        "convolution": convolved[0],
-        "convolution in reverse": convolved[1],
-    }
-    *scanned_ahead, shift_ahead = ahead
-    found["scan"], found["last state"] = backend.scan(*scanned_ahead, None, shift_ahead, True, t["h"], False)
-    found["scan in reverse"], found["first state"] = backend.scan(*scanned, t["z"], shift, True, t["h_back"], True)
+    convs = (t["weight"], t["bias"]), (t["weight_back"], t["bias_back"])
+    found = {"scan in both directions": backend.bidirectional_scan(ahead, back, t["z"])}
+    found["convolution"], found["convolution in reverse"] = backend.bidirectional_conv(t["x"], *convs)
+    found["scan"], found["last state"] = backend.scan(*ahead[:6], None, ahead[6], True, t["h"], False)
+    found["scan in reverse"], found["first state"] = backend.scan(*back[:6], t["z"], back[6], True, t["h_back"], True)
     found["norm"], found["sum"] = backend.add_norm(t["x"], t["residual"], t["norm_weight"], 1e-5)
     return found
 

@@ -9,12 +9,12 @@ import platform
 import sys
 import threading
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from minivim.extras import version
 from minivim.files import write_atomically
 from minivim.kernels import store
 from minivim.ops.proof import examine, in_a_child, in_a_thread
@@ -47,12 +47,8 @@ def accelerator(device: torch.device) -> str:
 
 def circumstances(name: str, device: torch.device) -> str:
     """All that a verdict depends on beside the kernels' own lines, which name the folder."""
-    versions = []
-    for package in ("torch", "numpy", "numba", "llvmlite", "triton"):
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
+    packages = ("torch", "numpy", "numba", "llvmlite", "triton")
+    versions = [f"{package} {found}" for package in packages if (found := version(package))]
     place = processor() if device.type == "cpu" else accelerator(device)
     return "; ".join([name, platform.python_version(), *versions, place])
 

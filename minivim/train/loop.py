@@ -116,10 +116,7 @@ class Trainer:
         # A short memory at first, so that the random initial weights are soon forgotten.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
         averages, weights = list(self.average.module.parameters()), list(self.model.parameters())
-        if decay:
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-        else:
-            torch._foreach_copy_(averages, weights)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         self.average.n_averaged += 1
 
     def fit(self) -> None:

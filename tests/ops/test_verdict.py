@@ -187,7 +187,7 @@ def test_other_versions_or_another_processor_are_another_question(fresh, monkeyp
     monkeypatch.setattr(verdict, "processor", lambda: "another")
     assert verdict.circumstances("numba", CPU) != before
     monkeypatch.undo()
-    monkeypatch.setattr(verdict.metadata, "version", lambda package: "9.9")
+    monkeypatch.setattr(verdict, "version", lambda package: "9.9")
     assert verdict.circumstances("numba", CPU) != before
 
 
