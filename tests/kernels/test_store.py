@@ -111,6 +111,20 @@ def test_the_fingerprint_depends_on_every_line_and_every_name(tmp_path, monkeypa
     assert len(seen | {store.fingerprint.__wrapped__()}) == 5
 
 
+def test_the_first_place_that_can_be_written_is_taken(tmp_path, monkeypatch):
+    """NUMBA_CACHE_DIR, the package, XDG_CACHE_HOME, the home: each one is next when a file bars the one before."""
+    monkeypatch.setattr(store, "PACKAGE", tmp_path / "package")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    places = ["named", "package/__pycache__", "shared/minivim", "home/.cache/minivim"]
+    for place in places:
+        assert store.folder.__wrapped__().parent == tmp_path / place
+        barred = tmp_path / place
+        shutil.rmtree(barred)
+        barred.write_text("")
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="this system knows no owners")
 def test_a_temporary_folder_that_others_can_write_holds_no_code(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "lasting_places", lambda: iter(()))
