@@ -94,14 +94,29 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(found.stdout) < 0.01 * pages
 
 
-def test_a_rank_makes_its_gpu_the_current_one(monkeypatch):
+def test_a_rank_makes_its_gpu_the_current_one_before_it_touches_any(monkeypatch):
     """Also a lone process that was told to use the second GPU."""
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
-    monkeypatch.setattr(processes, "choose_device", lambda name: torch.device(name))
+    touched = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(f"current {device}"))
+    monkeypatch.setattr(torch, "empty", lambda size, device: touched.append(f"used {device}"))
     for name, rank, expected in (("cuda", "3", "cuda:3"), ("cuda:1", "0", "cuda:1")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         with processes.join_team(name) as team:
-            assert str(team.device) == expected == chosen[-1]
-    with processes.join_team("cpu"):
-        assert len(chosen) == 2
+            assert str(team.device) == expected
+        assert touched == [f"current {expected}", f"used {expected}"]
+        touched.clear()
+    with processes.join_team("cpu") as team:
+        assert [team.device, processes.choose_device("cuda")] == [torch.device("cpu"), torch.device("cuda")]
+    assert touched == ["used cpu", "used cuda"]  # who only evaluates keeps the current GPU
+
+
+def test_a_gpu_that_is_not_here_is_refused_by_name(monkeypatch):
+    def missing(device):
+        raise RuntimeError("invalid device ordinal\nand a long story")
+
+    monkeypatch.setattr(torch.cuda, "set_device", missing)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    with pytest.raises(
+        ValueError, match=r"^device is 'cuda:5'; it must be .* this machine has \(invalid device ordinal\)$"
+    ):
+        processes.join_team("cuda").__enter__()
