@@ -24,13 +24,13 @@ class Team:
         """This process's GPU, if it has one."""
         return [self.device] if self.device.type == "cuda" else []
 
-    def total(self, numbers: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The sum of what the processes hold, in float64, the same for all; each of them must ask for it."""
+    def mean(self, numbers: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The mean of what the processes hold, in float64 and the same for all; each of them must ask for it."""
         numbers = numbers.cpu().double()
         if self.size > 1:
             numbers = numbers.to(self.device, copy=True)
             dist.all_reduce(numbers)
-        return numbers.cpu()
+        return numbers.cpu() / self.size
 
 
 def choose_device(name: str | None = None, rank: int | None = None) -> torch.device:

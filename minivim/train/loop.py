@@ -38,7 +38,7 @@ from minivim.train.step import (
 )
 from minivim.train.tasks import Classification
 
-LOOK_SECONDS = 1.0  # between two looks at the loss, each of which waits for the device
+LOOK_SECONDS = 1.0  # about that long between two looks at the loss, each of which waits for the device
 COUNTERS = ("step", "loss_sum", "seconds", "best", "history")
 
 
@@ -76,6 +76,7 @@ class Trainer:
         self.generator = torch.Generator(team.device)
         self.step, self.loss_sum, self.seconds, self.best, self.history = 0, 0.0, 0.0, -1.0, []
         self.unseen: list[Tensor] = []  # loss and gradient norm of the steps that nobody has looked at
+        self.next_look, self.looked_at = 0, time.monotonic()
         self.images = data.train_images
         if isinstance(self.images, LazyImages):
             self.images = LazyImages(self.images.items, data.img_size, crop_scale=config.crop_scale, seed=config.seed)
@@ -121,7 +122,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train from the present step to the last; the state is saved between steps only."""
-        saved_at = looked_at = started = time.monotonic()
+        saved_at = self.looked_at = started = time.monotonic()
         seconds_before = self.seconds
         with self.screen.progress_bar(self.step, self.steps) as bar:
             while self.step < self.steps:
@@ -131,10 +132,10 @@ class Trainer:
                     bar.update()
                     if self.step % self.steps_per_epoch == 0:
                         self.end_epoch(bar)
-                    if time.monotonic() - looked_at >= LOOK_SECONDS:
+                    if self.step >= self.next_look:
                         self.look()
-                        looked_at = time.monotonic()
-                    if self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
+                    looked = not self.unseen  # the others look at the same steps, and do not save
+                    if looked and self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
                         self.save_state()
                         saved_at = time.monotonic()
 
@@ -168,11 +169,17 @@ class Trainer:
         self.step += 1
 
     def look(self) -> None:
-        """Fetch the losses since the last look, which waits for the device. ValueError for one that is not finite."""
+        """Fetch the losses since the last look, the mean over all processes, and agree on the step of the next look.
+
+        Waits for the device and for the other processes. ValueError, in all of them, for what is not finite in one.
+        """
         if not self.unseen:
             return
-        first = self.step - len(self.unseen) + 1
-        for step, (loss, norm) in enumerate(torch.stack(self.unseen).tolist(), first):
+        found = torch.stack(self.unseen).cpu()
+        seconds = torch.full((1, 2), time.monotonic() - self.looked_at)
+        *found, (seconds, _) = self.team.mean(torch.cat((found, seconds))).tolist()
+        first = self.step - len(found) + 1
+        for step, (loss, norm) in enumerate(found, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise ValueError(
                     f"loss is {loss} and the gradient's norm {norm:.3g} at step {step} of {self.steps}; both must "
@@ -181,6 +188,10 @@ class Trainer:
                 )
             self.loss_sum += loss
         self.unseen.clear()
+        # At most twice as many steps as since the last one, lest a fast start be taken for the rule.
+        wanted = min(LOOK_SECONDS, self.config.save_seconds) / max(seconds, LOOK_SECONDS / 2)
+        self.next_look = self.step + max(1, round(wanted * len(found)))
+        self.looked_at = time.monotonic()
 
     def rate(self) -> float:
         """The learning rate of the present step."""

@@ -55,5 +55,5 @@ class Classification:
             logits = logits_of(model, images, data.mean, data.std, bf16=bf16, workers=workers)
             right, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
             sums = torch.stack([loss.double(), right.double(), torch.tensor(len(rows), dtype=torch.float64)])
-        loss, right, count = team.total(sums).tolist()
+        loss, right, count = team.mean(sums).tolist()
         return {"test_loss": loss / count, "test_accuracy": right / count}
