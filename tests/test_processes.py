@@ -4,16 +4,21 @@ import mmap
 import platform
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import minivim.train.loop as train_module
 from minivim import create_model, processes
 from minivim.train import compute_gradients, train
+from minivim.train.loop import Trainer
 from minivim.train.recipes import TrainConfig
-from tests.train.small_runs import TINY, records_of, same
+from tests.train.small_runs import TINY, records_of, same, small, small_bundle
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -39,10 +44,32 @@ def one_of_two(rank: int, folder: str) -> None:
     result = train(TrainConfig(out=f"{folder}/run", **PLAIN))
     torch.save(
         {"gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
-         "history": result.history},
+         "history": result.history, **stop_at_step_12(rank, folder)},
         f"{folder}/{rank}.pt",
     )  # fmt: skip
     dist.destroy_process_group()
+
+
+def stop_at_step_12(rank: int, folder: str) -> dict:
+    """A run in which each process has images of its own, and the loss of the second one is broken in the end."""
+    data = small_bundle()
+    data = replace(data, train_labels=data.train_labels * (1 - rank))  # all that the second one sees are rows
+    losses, histories, original = [], [], Trainer.train_step
+
+    def step(self, images, labels):
+        original(self, images, labels)
+        if rank == 1 and self.step == 12:
+            self.unseen[-1][0] = torch.nan
+        losses.append(self.unseen[-1][0].item())
+        histories.append(self.history)
+
+    with (
+        mock.patch.object(train_module, "load_data", lambda *args, **options: data),
+        mock.patch.object(Trainer, "train_step", step),
+        pytest.raises(ValueError, match="loss is nan and") as stopped,
+    ):
+        train(small(Path(folder, "broken")))
+    return {"losses": losses[:8], "mean": histories[-1][0]["train_loss"], "stopped": str(stopped.value)}
 
 
 PLAIN = dict(TINY, data="shapes", epochs=1, batch_size=400, flip=0.0, crop=0, smoothing=0.0, progress=False)
@@ -62,6 +89,10 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         assert rank["history"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
         assert rank["history"][-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     assert len(records_of(tmp_path / "run")) == 1  # only one of the two writes
+    losses = torch.tensor([rank["losses"] for rank in ranks], dtype=torch.float64)  # of eight steps, an epoch
+    assert abs(losses.mean(1).diff()) > 0.05
+    assert ranks[0]["mean"] == ranks[1]["mean"] == pytest.approx(losses.mean().item(), rel=1e-12)
+    assert ranks[0]["stopped"] == ranks[1]["stopped"] and " at step 12 of 24;" in ranks[0]["stopped"]
 
 
 def test_torchrun_trains(tmp_path):
