@@ -24,6 +24,7 @@ from minivim.data import ImageData, load_data
 from minivim.data.images import LazyImages
 from minivim.models import Backbone
 from minivim.processes import Team, join_team, use_threads
+from minivim.train.compile import check_compiler, compiled
 from minivim.train.prediction import apply_backend, fetch
 from minivim.train.recipes import CONFIG_FILE, TrainConfig, resolve
 from minivim.train.run import BEST_FILE, CURVES_FILE, LAST_FILE, Run
@@ -68,7 +69,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = self.task.build_model().train()
         self.backend = apply_backend(self.model, config.backend, team.device)
-        self.parallel = DistributedDataParallel(self.model) if team.size > 1 else self.model
+        # What trains is called, not the model: state, average and evaluation know nothing of its wrappers.
+        self.trainee = compiled(self.model) if config.compile else self.model
+        if team.size > 1:
+            self.trainee = DistributedDataParallel(self.trainee)
         self.average = AveragedModel(self.model) if config.ema else None
         self.optimizer = torch.optim.AdamW(
             decay_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
@@ -158,7 +162,7 @@ class Trainer:
         images, targets = self.task.prepare(
             to_device(images, device), to_device(labels, device), self.generator.manual_seed(seed)
         )
-        loss = accumulate_gradients(self.parallel, images, targets, config.bf16, config.accumulate, self.task.loss)
+        loss = accumulate_gradients(self.trainee, images, targets, config.bf16, config.accumulate, self.task.loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         self.unseen.append(torch.stack((loss, norm)))
         for group in self.optimizer.param_groups:
@@ -216,9 +220,10 @@ class Trainer:
         if self.leads:
             self.run.append(record)
         self.screen.show(record)
-        if epoch == 1:
-            rest = self.seconds * (self.config.epochs - 1)
-            self.screen.say(f"budget: {self.seconds:.1f} s for the first epoch, about {rest:.0f} s for the rest")
+        if epoch == (2 if self.config.compile else 1):  # the first one of a compiled run is no measure
+            pace = self.seconds - (self.history[-2]["seconds"] if epoch == 2 else 0)
+            rest = pace * (self.config.epochs - epoch)
+            self.screen.say(f"budget: {pace:.1f} s for an epoch, about {rest:.0f} s for the rest")
 
     def open(self) -> None:
         """Start the run's folder, or go on from the state that is in it."""
@@ -260,9 +265,10 @@ class Trainer:
         parameters = sum(p.numel() for p in self.model.parameters())
         cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
         images = len(self.data.train_images)
+        compilation = ", compiled in the first step" if self.config.compile else ""
         self.screen.say(
             f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
-            f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}"
+            f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
         )
         self.screen.say(
             f"{self.data.name}: {images:,} training and {len(self.data.test_labels):,} test images of "
@@ -284,6 +290,8 @@ def train(config: TrainConfig) -> TrainResult:
     if (Path(config.out) / CONFIG_FILE).exists() and not config.resume:  # before the data, which takes a while to load
         raise ValueError(f"out is {config.out!r}, which holds a run; it must be a new folder, or resume be set")
     with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
+        if config.compile:
+            check_compiler(team.device)
         data = load_data(config.data, img_size=config.img_size)
         trainer = Trainer(config, data, team)
         trainer.open()
