@@ -24,7 +24,7 @@ def lacking(device: torch.device) -> str | None:
     if not any(map(shutil.which, commands)):
         return f"a compiler: {' or '.join(commands)} is not found; install it, or name yours in the variable {variable}"
     header = Path(sysconfig.get_path("include"), "Python.h")
-    if not header.exists():
+    if sys.platform == "linux" and not header.exists():  # elsewhere they come with Python
         return f"Python's headers: {header} is not found; install python3-dev or its like"
     try:
         torch.compile(nn.Identity())
