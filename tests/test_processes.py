@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -44,10 +45,32 @@ def one_of_two(rank: int, folder: str) -> None:
     result = train(TrainConfig(out=f"{folder}/run", **PLAIN))
     torch.save(
         {"gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
-         "history": result.history, **stop_at_step_12(rank, folder)},
+         "history": result.history, **stop_at_step_12(rank, folder), **with_and_without_compile(folder)},
         f"{folder}/{rank}.pt",
     )  # fmt: skip
     dist.destroy_process_group()
+
+
+def with_and_without_compile(folder: str) -> dict:
+    """The weights of a plain run, and of a compiled one in parts; the graphs that there are after each step."""
+    graphs, made, original = [], [], Trainer.train_step
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(self, images, labels):
+        original(self, images, labels)
+        made.append(len(graphs))
+
+    with (
+        mock.patch.object(train_module, "load_data", lambda *args, **options: small_bundle()),
+        mock.patch.object(torch, "compile", partial(torch.compile, backend=keep)),
+        mock.patch.object(Trainer, "train_step", step),
+    ):
+        plain = train(small(Path(folder, "plain"), epochs=1))
+        compiled = train(small(Path(folder, "compiled"), epochs=1, accumulate=2, compile=True))
+    return {"plain": plain.model.state_dict(), "compiled": compiled.model.state_dict(), "made": made}
 
 
 def stop_at_step_12(rank: int, folder: str) -> dict:
@@ -89,6 +112,12 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         assert rank["history"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
         assert rank["history"][-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     assert len(records_of(tmp_path / "run")) == 1  # only one of the two writes
+    for rank in ranks:
+        assert rank["plain"].keys() == rank["compiled"].keys()
+        for name, tensor in rank["plain"].items():
+            assert torch.allclose(tensor, rank["compiled"][name], atol=1e-5), name
+        plain, compiled = rank["made"][:8], rank["made"][8:]
+        assert plain == [0] * 8 and compiled == [compiled[0]] * 8 and compiled[0] > 0
     losses = torch.tensor([rank["losses"] for rank in ranks], dtype=torch.float64)  # of eight steps, an epoch
     assert abs(losses.mean(1).diff()) > 0.05
     assert ranks[0]["mean"] == ranks[1]["mean"] == pytest.approx(losses.mean().item(), rel=1e-12)

@@ -10,6 +10,7 @@ import torch
 
 import minivim.train.compile as compile_module
 from minivim.models import checkpoints, create_model
+from minivim.models.backbone import DropPath
 from minivim.ops import verdict
 from minivim.processes import Team
 from minivim.train.compile import lacking
@@ -85,6 +86,7 @@ def test_the_first_step_compiles_one_graph_a_size_and_no_later_one_does(case, gr
         patch.setattr(Trainer, "train_step", step)
         compiled = train(small(tmp_path, epochs=2, compile=True, out=str(tmp_path / "compiled"), **changes))
     assert made == [count] * 16 and len(graphs) == count
+    assert not any("SymInt" in graph.code for graph in graphs)  # each graph is for one size, which is known to it
     for one, other in zip(plain.history, compiled.history, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
         assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
@@ -95,6 +97,13 @@ def test_the_first_step_compiles_one_graph_a_size_and_no_later_one_does(case, gr
 def test_drop_path_is_part_of_the_graph(graphs, small_data, tmp_path):
     train(small(tmp_path, epochs=1, depth=2, drop_path=0.5, compile=True))
     assert len(graphs) == 1 and "bernoulli" in graphs[0].code
+
+
+def test_a_model_that_looks_at_a_number_is_refused(graphs, small_data, tmp_path, monkeypatch):
+    """On a GPU that is a wait in every step, and a graph in two pieces."""
+    monkeypatch.setattr(DropPath, "forward", lambda self, x: x * float(x.sum() < 1e9))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        train(small(tmp_path, epochs=1, compile=True))
 
 
 def test_compile_may_change_whenever_a_run_resumes(graphs, small_data, tmp_path, monkeypatch):
