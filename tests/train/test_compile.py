@@ -172,7 +172,7 @@ def absent(monkeypatch, what: str) -> None:
 
 
 ABSENT = {
-    "compiler": r"lacks a compiler: \S+ is not found; install it, or name yours in the variable CXX",
+    "compiler": r"lacks a compiler: (g\+\+|clang\+\+|cl) is not found; install it, or name yours in the variable CXX",
     "the compiler that was named": "lacks a compiler: no-such-compiler is not found",
     "headers": r"lacks Python's headers: .nowhere.Python\.h is not found",
     "python": r"lacks what PyTorch needs \(torch\.compile is not supported on Python 3",
