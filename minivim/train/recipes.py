@@ -100,8 +100,7 @@ class TrainConfig:
     backend: str | None = None
     """Backend of the scan: auto, reference, chunked, numba, triton."""
     compile: bool | None = None
-    """Train with torch.compile, which takes its time in the first step. Evaluation is not compiled, and drop path draws
-    other random numbers than without."""
+    """Train with torch.compile: a slow first step, then other draws of drop path; what is evaluated is not compiled."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; None: cuda if there is one."""
     threads: int | None = None
