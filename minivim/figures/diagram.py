@@ -1,4 +1,4 @@
-"""Block diagrams: boxes and arrows on an axis whose unit is an inch, so that text fits or does not, on every screen."""
+"""Block diagrams: boxes and arrows, best on a canvas whose unit is an inch: there a text that fits once fits always."""
 
 from typing import Any
 
@@ -10,9 +10,8 @@ SIZE = 9  # of the text, in points
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:
     """A figure of `width` x `height` inches and its one axis: no frame, from (0, 0) at the bottom left, in inches."""
-    figure = require("matplotlib.pyplot", "notebooks").figure(figsize=(width, height), layout="none")
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, width), ylim=(0, height))
+    figure, axis = require("matplotlib.pyplot", "notebooks").subplots(figsize=(width, height), layout="constrained")
+    axis.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     axis.axis("off")
     return figure, axis
 
