@@ -72,7 +72,7 @@ def launches() -> list[Launch]:
 
     RuntimeError under TRITON_INTERPRET=1, which leaves nothing to compile.
     """
-    if not issubclass(type(scan.kernels.scan_forward), JITFunction):
+    if not isinstance(scan.kernels.scan_forward, JITFunction):
         raise RuntimeError("Triton's interpreter is on, and compiles nothing: TRITON_INTERPRET must not be 1")
     found = []
 
