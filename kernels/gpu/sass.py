@@ -1,23 +1,26 @@
-"""What the GPU will run: the Triton kernels compiled for sm_90, without a GPU, and their inner loops counted.
+"""What the GPU will run, without a GPU: the Triton kernels as the operators launch them, compiled, and counted.
 
-    python -m minivim.kernels.gpu.sass
+    python -m minivim.kernels.gpu.sass                                   # the scan's loops, in the code for sm_90
+    python -m minivim.kernels.gpu.sass --targets                         # every kernel, for every GPU of `targets.py`
+    python -m minivim.kernels.gpu.sass --targets cuda:90 hip:gfx942
 
-The scan is bound by issued instructions, so instructions per step and 32 channels are its speed. Each line gives those
-of the loop over time, how many of them are shuffles, shared-memory accesses or spills, and the warps that fit on a
-multiprocessor with that many registers.
+The scan is bound by issued instructions, so instructions per step and 32 channels are its speed. Each line of the first
+table gives those of the loop over time, how many of them are shuffles, shared-memory accesses or spills, the registers,
+and the warps that fit on a multiprocessor with that many. The second says what could be compiled; what could not is
+named with the compiler's reason, and the command ends with 1.
 """
 
+import argparse
+import os
 import re
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-TARGET = 90  # compute capability of Hopper, times ten
+from minivim.kernels.gpu.targets import TARGETS, Launch, N, compile_launch, inspect, launches, report, resources, tool
+
+HOPPER = "cuda:90"
 REGISTERS, WARPS = 65536, 64  # of a multiprocessor
 PROGRAMS = 32  # that run on it at once, at most
-N, K = 16, 32
 
 
 @dataclass(frozen=True)
@@ -30,43 +33,6 @@ class Loop:
     spills: int
     registers: int
     warps: int  # resident on a multiprocessor
-
-
-def disassembler() -> Path | None:
-    """Triton's wheel carries one."""
-    try:
-        import triton
-    except ImportError:
-        return None
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    return path if path.exists() else None
-
-
-def compile_for_gpu(kernel, pointers: dict[str, str], constants: dict) -> bytes:
-    """The cubin of a kernel; arguments that are neither pointer nor constant are 32-bit integers, multiples of 16."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as compile_source
-
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
-    fixed = {(names.index(name),): value for name, value in constants.items()}
-    plain = ("L", "steps", "chunks", "E_units")
-    attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants and name not in plain
-    }
-    source = ASTSource(kernel, signature, fixed, attributes)
-    compiled = compile_source(source, target=GPUTarget("cuda", TARGET, 32), options={"num_warps": 1})
-    return compiled.asm["cubin"]
-
-
-def disassemble(cubin: bytes) -> str:
-    """Assembly with labels."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        found = subprocess.run([str(disassembler()), "-c", file.name], capture_output=True, text=True, check=True)
-    return found.stdout
 
 
 def loops(assembly: str) -> list[list[str]]:
@@ -93,57 +59,69 @@ def resident_warps(registers: int) -> int:
     return min(WARPS, PROGRAMS, REGISTERS // (32 * (-(-registers // 8) * 8)))
 
 
-def measure(kernel, pointers: dict[str, str], constants: dict, exponentials: int) -> Loop:
-    """Count the loop over time; `exponentials`: states times channels a lane, to tell an unrolled step from two."""
-    assembly = disassemble(compile_for_gpu(kernel, pointers, constants))
-    bodies = [body for body in loops(assembly) if count(r"MUFU\.EX2", body) >= exponentials]
-    steps = [count(r"MUFU\.EX2", body) // exponentials for body in bodies]
-    channels = exponentials / constants["N"]
-    registers = max([int(n) for n in re.findall(r"\bR(\d+)\b", assembly)], default=0) + 1
+def measure(launch: Launch) -> Loop:
+    """Count the loops over time; an iteration's steps are told by their exponentials, N a channel and step."""
+    asm = compile_launch(launch, HOPPER).asm
+    channels = launch.constants.get("V", 1)  # of a lane
+    together = 2 if launch.name == "scan_backward" else 1  # steps that the source itself takes in one iteration
+    least = together * N * channels
+    bodies = [body for body in loops(inspect("nvdisasm", "-c", asm["cubin"])) if count(r"MUFU\.EX2", body) >= least]
+    steps = [together * (count(r"MUFU\.EX2", body) // least) for body in bodies]
+    registers, _ = resources(asm)
     return Loop(
         sum(len(body) / step for body, step in zip(bodies, steps, strict=True)) / channels,
         sum(count(r"\bSHFL", body) for body in bodies),
         sum(count(r"\b(LDS|STS|LDSM|BAR)\b", body) for body in bodies),
-        count(r"\b(LDL|STL)\b", assembly.splitlines()),
+        sum(count(r"\b(LDL|STL)\b", body) for body in bodies),
         registers,
         resident_warps(registers),
     )
 
 
-def table() -> dict[str, Loop]:
-    """Every kernel's loop, by name and channels a lane (V); bfloat16 activations, N = 16, softplus, no gate."""
-    import triton.language as tl
-    from minivim.kernels.gpu.scan import kernels
+def label(launch: Launch) -> str:
+    """The kernel and what it is compiled for, in words."""
+    constants, names = launch.constants, launch.kernel.arg_names
+    gated = "z" in names and launch.arguments[names.index("z")] is not None
+    parts = {
+        f"V = {constants.get('V')}": "V" in constants,
+        "from a state": constants.get("START"),
+        "keeping states": constants.get("SAVE"),
+        "gated": gated,
+        "adjoint": constants.get("ADJOINT"),
+    }
+    return ", ".join([launch.name.removeprefix("scan_"), *(part for part, there in parts.items() if there)])
 
-    halves = dict.fromkeys(("u", "delta", "x", "dy", "y", "du", "ddelta"), "*bf16")
-    singles = "A B C D bias states last added faded scratch dA dB dC dD dbias dstart".split()
-    pointers = halves | dict.fromkeys(singles, "*fp32")
-    shared = {"STATES": N, "N": N, "ACC": tl.float32, "REVERSE": 0, "SOFTPLUS": True, "MASK": False}
-    found = {}
-    for V in (1, 2, 4):
-        lanes = shared | {"BLOCK": 32 * V, "V": V}
-        run = lanes | {"z": None, "out": None, "start": None, "K": K, "START": False}
-        for save in (False, True):
-            name = f"forward{', keeping states' if save else ''}, V = {V}"
-            fixed = run | {"SAVE": save} | ({} if save else {"states": None})
-            found[name] = measure(kernels.scan_forward, pointers, fixed, N * V)
-        for adjoint in (False, True):
-            name = f"chunk states{', backward' if adjoint else ''}, V = {V}"
-            found[name] = measure(kernels.scan_states, pointers, lanes | {"ADJOINT": adjoint}, N * V)
-    fixed = shared | {"BLOCK": 32, "start": None, "K": K, "START": False}
-    found["backward"] = measure(kernels.scan_backward, pointers, fixed, N)
-    return found
+
+def table() -> dict[str, Loop]:
+    """The loop of every variant of the scan's kernels."""
+    return {label(launch): measure(launch) for launch in launches() if launch.name.startswith("scan_")}
+
+
+def print_loops() -> None:
+    columns = ("instructions", "shuffles", "shared", "spills", "registers", "warps")
+    print(f"sm_90, N = {N}, a step of 32 channels".ljust(52), *(f"{column:>12}" for column in columns))
+    for name, loop in table().items():
+        print(f"{name:<52}", *(f"{getattr(loop, column):>12.4g}" for column in columns))
 
 
 def main() -> int:
-    if disassembler() is None:
+    parser = argparse.ArgumentParser(prog="python -m minivim.kernels.gpu.sass", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--targets",
+        nargs="*",
+        choices=TARGETS,
+        metavar="TARGET",
+        help=f"compile for these, or all: {', '.join(TARGETS)}",
+    )
+    targets = parser.parse_args().targets
+    if not tool("nvdisasm").exists():
         print("no disassembler: Triton's wheel carries one; pip install 'minivim[triton]'", file=sys.stderr)
         return 2
-    columns = ("instructions", "shuffles", "shared", "spills", "registers", "warps")
-    print(f"sm_{TARGET}, N = {N}, a step of 32 channels".ljust(34), *(f"{column:>12}" for column in columns))
-    for name, loop in table().items():
-        print(f"{name:<34}", *(f"{getattr(loop, column):>12.4g}" for column in columns))
-    return 0
+    if targets is None:
+        print_loops()
+        return 0
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # the seconds are the compiler's, not those of its cache
+    return 0 if report(targets or TARGETS) else 1
 
 
 if __name__ == "__main__":

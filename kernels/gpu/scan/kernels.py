@@ -15,7 +15,8 @@ import triton.language as tl
 from minivim.kernels.gpu.maths import LN2, sigmoid, step_size
 
 
-@triton.jit
+# E_units is not told to be a multiple of 16: lanes would load 4 channels of A at once and share out their states.
+@triton.jit(do_not_specialize_on_alignment=["E_units"])
 def scan_forward(
     u, delta, z, A, B, C, D, bias, start, y, out, states, last,
     L, steps, chunks, E_units, u_next, delta_next, u_b, u_t, delta_b, delta_t, z_b, z_t, STATES: tl.constexpr,
@@ -74,7 +75,7 @@ def scan_forward(
         tl.store(last + (direction * batch + b) * STATES * E + place, h, mask=cell)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["E_units"])  # as above
 def scan_states(
     x, delta, A, B, bias, added, faded,
     L, steps, chunks, E_units, x_next, delta_next, x_b, x_t, delta_b, delta_t, STATES: tl.constexpr,
