@@ -5,6 +5,7 @@
 """
 
 import operator
+from typing import get_type_hints
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
@@ -124,18 +125,24 @@ def pointer(typingctx, address, dtype):
     return types.CPointer(dtype.dtype)(address, dtype), codegen
 
 
-@intrinsic(prefer_literal=True)
-def unpack(typingctx, memory, count):
-    """The first `count` (a constant) numbers at `memory`, as a tuple."""
+def field_type(kind: type):
+    """The numba type of a record's field: a named tuple of such fields, float64, or int64."""
+    if issubclass(kind, tuple):
+        return types.BaseTuple.from_types([field_type(field) for field in get_type_hints(kind).values()], kind)
+    return types.float64 if kind is float else types.int64
+
+
+@intrinsic
+def unpack(typingctx, address, record):
+    """The record at the integer `address`, by its class (see `records.py`), and the address behind it."""
 
     def codegen(context, builder, sig, args):
-        dtype = sig.args[0].dtype
-        indices = [ir.Constant(ir.IntType(64), k) for k in range(count.literal_value)]
-        places = [element(context, builder, args[0], index, dtype) for index in indices]
-        values = [builder.load(place, typ=context.get_value_type(dtype)) for place in places]
+        layout = context.get_value_type(sig.return_type[0])
+        size = ir.Constant(ir.IntType(64), context.get_abi_sizeof(layout))
+        values = [builder.load(builder.inttoptr(args[0], layout.as_pointer())), builder.add(args[0], size)]
         return context.make_tuple(builder, sig.return_type, values)
 
-    return types.UniTuple(memory.dtype, count.literal_value)(memory, count), codegen
+    return types.Tuple([field_type(record.instance_class), types.int64])(types.int64, record), codegen
 
 
 @intrinsic
@@ -151,13 +158,14 @@ def stack(typingctx, count, dtype):
 
 
 @intrinsic
-def next_task(typingctx, counter):
-    """Take a ticket: add one to the integer that `counter` points to, atomically, and return what it was."""
+def take_ticket(typingctx, counter):
+    """Add one to the integer at the address `counter`, atomically, and return what it was."""
 
     def codegen(context, builder, sig, args):
-        return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
-    return types.int64(counter), codegen
+    return types.int64(types.int64), codegen
 
 
 def element(context, builder, memory, index, dtype):
