@@ -1,6 +1,7 @@
 """What the CPU operators share: addresses and strides of tensors, the header of a launch."""
 
 import os
+from array import array
 from collections.abc import Iterable
 from types import ModuleType
 from typing import NamedTuple
@@ -8,14 +9,14 @@ from typing import NamedTuple
 import torch
 from minivim.kernels.cpu.compile import address
 from minivim.kernels.cpu.lanes import LANES
-from minivim.kernels.cpu.records import Header, Walk, packed
+from minivim.kernels.cpu.records import Header, pack, pack_walk
 from minivim.kernels.cpu.threads import launch
 from torch import Tensor
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
 # Channels of one task, which share cache lines and their partial sums of dB and dC; more cores need more tasks.
 GROUP = (12 if (os.cpu_count() or 1) <= 4 else 6) * LANES
-ABSENT = Walk(0, 0, 0)
+ABSENT = pack_walk(0, 0, 0)
 SMALL = 2**15  # multiplications below which waking a second thread costs more than it brings
 
 
@@ -33,7 +34,8 @@ def run(
     module: ModuleType, name: str, dtype: torch.dtype, head: Header, records: Iterable[NamedTuple], work: int
 ) -> None:
     """Hand all tasks to the threads; work counts multiplications."""
-    launch(address(module, name, dtype), packed([head, *records]), 1 if work < SMALL else head.tasks)
+    arguments = array("q", pack(head, *records))
+    launch(address(module, name, dtype), arguments, 1 if work < SMALL else head.tasks)
 
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -43,12 +45,14 @@ def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def walk(x: Tensor | None, reverse: bool) -> Walk:
-    """The way through x (batch, L, channels), from its last step to its first if reverse."""
+def walk(x: Tensor | None, reverse: bool) -> bytes:
+    """The `Walk` through x (batch, L, channels), packed; from its last step to its first if reverse."""
     if x is None:
         return ABSENT
     start, (row, step, _) = x.data_ptr(), x.stride()
-    return Walk(start + (x.shape[1] - 1) * step * x.element_size(), row, -step) if reverse else Walk(start, row, step)
+    if reverse:
+        return pack_walk(start + (x.shape[1] - 1) * step * x.element_size(), row, -step)
+    return pack_walk(start, row, step)
 
 
 def pointer(x: Tensor | None) -> int:

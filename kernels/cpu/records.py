@@ -1,14 +1,13 @@
 """What the launchers hand to the kernels: records of numbers with names, one after the other in memory.
 
-A launch is a `Header` and, for each direction, the records of its operation. Python builds them by name, `packed` lays
+A launch is a `Header` and, for each direction, the records of its operation. Python builds them by name, `pack` lays
 them out, and `lanes.unpack` reads them by the same classes: whole numbers and addresses (0 means absent) as int64, a
-`float` as float64, a record within a record in its place.
+`float` as float64. A record within a record lies in its place; Python puts it there packed.
 """
 
 import struct
-from array import array
-from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 from typing import NamedTuple, get_type_hints
 
 
@@ -62,8 +61,8 @@ class ScanGradient(NamedTuple):
     ddelta: Walk
     dz: Walk
     dB: Walk  # of the first group of channels
-    dC: Walk
-    group: int  # stride from one group's dB and dC to the next
+    group: int  # stride from one group's dB to the next
+    groups: int  # stride from dB to dC
     totals: int  # (slabs, N + 2, E): dA, dD and dbias of each part of the batch
     dh: int
 
@@ -128,22 +127,21 @@ class NormGradient(NamedTuple):
     sums: int  # (slabs, E): dw of each part of the rows
 
 
+LETTERS = {int: "q", bool: "q", float: "d"}
+
+
 @cache
-def layout(kind: type) -> str:
-    """The format of a record, or of one of its fields, in the letters of `struct`."""
-    if issubclass(kind, tuple):
-        return "".join(map(layout, get_type_hints(kind).values()))
-    return "d" if kind is float else "q"
+def layout(*kinds: type) -> struct.Struct:
+    """Records of these kinds one after the other; a record within a record stands there packed."""
+    fields = [field for kind in kinds for field in get_type_hints(kind).values()]
+    return struct.Struct(
+        "".join([LETTERS[field] if field in LETTERS else f"{layout(field).size}s" for field in fields])
+    )
 
 
-def packed(records: Iterable[NamedTuple]) -> array:
-    """The records one after the other, as the kernels read them."""
-    layouts, numbers = "", []
-    for record in records:
-        layouts += layout(type(record))
-        for value in record:
-            if isinstance(value, tuple):
-                numbers += value
-            else:
-                numbers.append(value)
-    return array("q", struct.pack(layouts, *numbers))
+def pack(*records: NamedTuple) -> bytes:
+    """The records as the kernels read them."""
+    return layout(*map(type, records)).pack(*chain.from_iterable(records))
+
+
+pack_walk = layout(Walk).pack  # (start, row, step), without building a Walk: a launch has a dozen of them

@@ -177,12 +177,12 @@ def backward_tile(part, gradient, task, tile, E, memory, dtype):
 @njit(error_model="numpy")
 def store_sums(gradient, group, b, first, steps, N, dB, dC, dtype):
     """What a group of channels adds to dB and dC: sums over the lanes, in memory that no other thread writes."""
-    dB_p, dC_p = pointer(gradient.dB.start, dtype), pointer(gradient.dC.start, dtype)
+    memory = pointer(gradient.dB.start, dtype)
     for i in range(steps):
         place = group * gradient.group + b * gradient.dB.row + (first + i) * gradient.dB.step
         for n in range(N):
-            store_total(dB_p, place + n, load(dB, (i * N + n) * LANES))
-            store_total(dC_p, place + n, load(dC, (i * N + n) * LANES))
+            store_total(memory, place + n, load(dB, (i * N + n) * LANES))
+            store_total(memory, place + gradient.groups + n, load(dC, (i * N + n) * LANES))
 
 
 @njit(error_model="numpy")

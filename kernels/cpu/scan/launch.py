@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
 from minivim.kernels.cpu.host import groups_of, header, pointer, rows, walk
-from minivim.kernels.cpu.records import Scan, ScanGradient, ScanSums, Walk
+from minivim.kernels.cpu.records import Scan, ScanGradient, ScanSums, pack_walk
 from minivim.kernels.cpu.scan import backward as backward_loops
 from minivim.kernels.cpu.scan import forward as forward_loops
 from minivim.kernels.cpu.scan.forward import CHUNK
@@ -60,10 +60,10 @@ def record(part: Direction, z, out, state, index: int, share: int, fresh: bool) 
         out=walk(out, back),
         B=walk(part.B, back),
         C=walk(part.C, back),
-        A=Walk(part.A.data_ptr(), *part.A.stride()),
+        A=pack_walk(part.A.data_ptr(), *part.A.stride()),
         D=pointer(part.D),
         bias=pointer(part.bias),
-        state=Walk(state.data_ptr(), state.stride(0), between),
+        state=pack_walk(state.data_ptr(), state.stride(0), between),
         softplus=part.softplus,
         accumulate=index > 0,
         share=share,
@@ -113,8 +113,8 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
                 ddelta=walk(ddelta, back),
                 dz=walk(dz, back),
                 dB=walk(sums[0, 0], back),
-                dC=walk(sums[1, 0], back),
                 group=batch * L * N,
+                groups=groups * batch * L * N,
                 totals=totals.data_ptr(),
                 dh=dh.data_ptr(),
             )
