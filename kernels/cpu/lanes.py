@@ -14,6 +14,9 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+# Only compiled code calls these functions: without their entrances from Python they compile in four fifths of the time.
+compiled = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
 # One cache line of float32 on AVX-512, half of one elsewhere; wider than the processor is legal, only slower.
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 
@@ -400,19 +403,19 @@ def where_negative(typingctx, x, a, b):
 LOG2E = 1.4426950408889634
 
 
-@njit
+@compiled
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return 1.0 / (exp2(x * -LOG2E) + 1.0)
 
 
-@njit
+@compiled
 def softplus(x):
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) is accurate for tiny w too."""
     return softplus_and_slope(x)[0]
 
 
-@njit
+@compiled
 def softplus_and_slope(x):
     """softplus(x) and its derivative sigmoid(x), from one exponential."""
     size = absolute(x)

@@ -6,8 +6,17 @@ depend on it. A tile is a few steps of LANES channels.
 
 from typing import NamedTuple
 
-from minivim.kernels.cpu.lanes import LANES, load, load_part, pointer, prefetch, store, store_part, take_ticket
-from numba import njit
+from minivim.kernels.cpu.lanes import (
+    LANES,
+    compiled,
+    load,
+    load_part,
+    pointer,
+    prefetch,
+    store,
+    store_part,
+    take_ticket,
+)
 
 
 class Task(NamedTuple):
@@ -33,7 +42,7 @@ class Tile(NamedTuple):
     count: int
 
 
-@njit(error_model="numpy")
+@compiled
 def next_task(arguments, header):
     """The task that nobody has taken yet; none is left where its number is not below header.tasks."""
     number = take_ticket(arguments)
@@ -44,20 +53,20 @@ def next_task(arguments, header):
     return Task(number, slab, group, start, stop, stop - start, first, last)
 
 
-@njit(error_model="numpy")
+@compiled
 def widest(header):
     """The width of the widest task."""
     blocks = (header.E + LANES - 1) // LANES
     return LANES * ((blocks + header.groups - 1) // header.groups)
 
 
-@njit(error_model="numpy")
+@compiled
 def place_of(walk, tile):
     """Where the tile begins, in elements from walk.start."""
     return tile.b * walk.row + tile.first * walk.step + tile.e
 
 
-@njit(error_model="numpy")
+@compiled
 def load_tile(walk, tile, ahead, target, dtype):
     """Copy a tile to `target`, and ask for the rows `ahead` steps further on, the next tile's."""
     memory, start = pointer(walk.start, dtype), place_of(walk, tile)
@@ -67,7 +76,7 @@ def load_tile(walk, tile, ahead, target, dtype):
         prefetch(memory, place + ahead * walk.step)
 
 
-@njit(error_model="numpy")
+@compiled
 def store_tile(walk, tile, source, accumulate, dtype):
     """Copy `source` to a tile, or add it."""
     memory, start = pointer(walk.start, dtype), place_of(walk, tile)

@@ -10,6 +10,7 @@ is fetched once.
 
 from minivim.kernels.cpu.lanes import (
     LANES,
+    compiled,
     fma,
     load,
     load_four,
@@ -25,12 +26,12 @@ from minivim.kernels.cpu.lanes import (
 )
 from minivim.kernels.cpu.records import Conv, ConvGradient, Header
 from minivim.kernels.cpu.tasks import Tile, load_tile, next_task, place_of, store_tile, widest
-from numba import float32, float64, njit
+from numba import float32, float64
 
 TILE = 32  # steps, a multiple of 4
 
 
-@njit(error_model="numpy")
+@compiled
 def convolve(part, task, tile, ahead, weights, x, s, dtype):
     """The sums s of one tile; x receives the tile's inputs and, before them, the K - 1 that they look back on."""
     K, x_p, row = part.K, pointer(part.x.start, dtype), tile.b * part.x.row + tile.e
@@ -49,7 +50,7 @@ def convolve(part, task, tile, ahead, weights, x, s, dtype):
         store(s, i * LANES, s_i)
 
 
-@njit(error_model="numpy")
+@compiled
 def pack(part, task, E, weights, dtype):
     """The weights of a task's channels, transposed to (K, width); zero beyond the last channel."""
     memory = pointer(part.weight, dtype)
@@ -59,7 +60,7 @@ def pack(part, task, E, weights, dtype):
             weights[k * task.width + i] = memory[(task.start + i) * part.K + k] if inside else 0.0
 
 
-@njit(error_model="numpy")
+@compiled
 def forward(arguments, dtype):
     header, place = unpack(arguments, Header)
     part, _ = unpack(place, Conv)
@@ -80,7 +81,7 @@ def forward(arguments, dtype):
         task = next_task(arguments, header)
 
 
-@njit(error_model="numpy")
+@compiled
 def backward_tile(part, task, tile, weights, sums, x, ds, dtype):
     """dx of one tile, and what it adds to dw and dbias; behind the tile's own ds stand K - 1 values of the next."""
     K, width, place = part.K, task.width, tile.e - task.start
@@ -101,7 +102,7 @@ def backward_tile(part, task, tile, weights, sums, x, ds, dtype):
     store(sums, K * width + place, sum_bias)
 
 
-@njit(error_model="numpy")
+@compiled
 def backward(arguments, dtype):
     header, place = unpack(arguments, Header)
     part, _ = unpack(place, ConvGradient)

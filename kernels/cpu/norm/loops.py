@@ -10,6 +10,7 @@ from math import sqrt
 
 from minivim.kernels.cpu.lanes import (
     LANES,
+    compiled,
     fma,
     load,
     load_part,
@@ -23,10 +24,10 @@ from minivim.kernels.cpu.lanes import (
 )
 from minivim.kernels.cpu.records import Header, Norm, NormGradient
 from minivim.kernels.cpu.tasks import next_task
-from numba import float32, float64, njit
+from numba import float32, float64
 
 
-@njit(error_model="numpy")
+@compiled
 def forward(arguments, dtype):
     header, place = unpack(arguments, Header)
     part, _ = unpack(place, Norm)
@@ -53,7 +54,7 @@ def forward(arguments, dtype):
         task = next_task(arguments, header)
 
 
-@njit(error_model="numpy")
+@compiled
 def backward(arguments, dtype):
     header, place = unpack(arguments, Header)
     part, _ = unpack(place, NormGradient)

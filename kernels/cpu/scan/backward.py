@@ -14,6 +14,7 @@ from collections import namedtuple
 
 from minivim.kernels.cpu.lanes import (
     LANES,
+    compiled,
     exp2_four,
     fma,
     load,
@@ -34,14 +35,14 @@ from minivim.kernels.cpu.lanes import (
 from minivim.kernels.cpu.records import Header, Scan, ScanGradient, ScanSums
 from minivim.kernels.cpu.scan.forward import CHUNK, clear, load_inputs, pack
 from minivim.kernels.cpu.tasks import Tile, load_tile, next_task, place_of, store_tile, widest
-from numba import float32, float64, njit
+from numba import float32, float64
 
 LN2 = 0.6931471805599453
 # What a thread works in: A (N, width); a and a h of four states; dB and dC (steps, N) lane by lane; eight tiles.
 Memory = namedtuple("Memory", "A saved dB dC dt dtu dy y ddt ddtu slope gate")
 
 
-@njit(error_model="numpy")
+@compiled
 def recompute_step(h, a, dtu_i, B_n, place, saved):
     """One state, one step forward: saves a and a h, returns the new h."""
     ah = a * h
@@ -50,7 +51,7 @@ def recompute_step(h, a, dtu_i, B_n, place, saved):
     return fma(dtu_i, B_n, ah)
 
 
-@njit(error_model="numpy")
+@compiled
 def reverse_step(g, A, dA, now, ddt, ddtu, B, C, saved, place, dB, dC, sums):
     """One state, one step back: returns the new g, dA and the two sums over states, d delta / ln 2 and d (delta u)."""
     dt, dtu, dy = now
@@ -62,7 +63,7 @@ def reverse_step(g, A, dA, now, ddt, ddtu, B, C, saved, place, dB, dC, sums):
     return g * a, fma(dt, q, dA), fma(q, A, ddt), fma(g, B, ddtu)
 
 
-@njit(error_model="numpy")
+@compiled
 def backward_states(part, gradient, task, tile, E, memory, dtype):
     """All states of one tile: forward again from the saved h, then back."""
     A, saved, dB, dC, dt, dtu, dy, y, ddt, ddtu = memory[:10]
@@ -115,13 +116,13 @@ def backward_states(part, gradient, task, tile, E, memory, dtype):
         store_part(dA_p, s + 3 * E, dA3, count)
 
 
-@njit(error_model="numpy")
+@compiled
 def add_part(address, place, value, count, dtype):
     memory = pointer(address, dtype)
     store_part(memory, place, value + load_part(memory, place, count), count)
 
 
-@njit(error_model="numpy")
+@compiled
 def backward_tile(part, gradient, task, tile, E, memory, dtype):
     """The gradients of one tile; dB and dC are summed over the tiles of a group, lane by lane."""
     dt, dtu, dy, y, ddt, ddtu, slope, gate = memory[4:]
@@ -174,7 +175,7 @@ def backward_tile(part, gradient, task, tile, E, memory, dtype):
     add_part(gradient.totals, behind_A + E, sum_bias, tile.count, dtype)
 
 
-@njit(error_model="numpy")
+@compiled
 def store_sums(gradient, group, b, first, steps, N, dB, dC, dtype):
     """What a group of channels adds to dB and dC: sums over the lanes, in memory that no other thread writes."""
     memory = pointer(gradient.dB.start, dtype)
@@ -185,7 +186,7 @@ def store_sums(gradient, group, b, first, steps, N, dB, dC, dtype):
             store_total(memory, place + gradient.groups + n, load(dC, (i * N + n) * LANES))
 
 
-@njit(error_model="numpy")
+@compiled
 def backward(arguments, dtype):
     header, records = unpack(arguments, Header)
     L, E, N, tile_size = header.L, header.E, unpack(records, Scan)[0].N, CHUNK * LANES
@@ -227,7 +228,7 @@ def backward(arguments, dtype):
         task = next_task(arguments, header)
 
 
-@njit(error_model="numpy")
+@compiled
 def reduce(arguments, dtype):
     """The sums over groups of channels (dB, dC) and over parts of the batch (dA, dD, dbias), in the inputs' layout."""
     header, records = unpack(arguments, Header)

@@ -11,6 +11,7 @@ lacks are zero.
 from minivim.kernels.cpu.lanes import (
     LANES,
     LOG2E,
+    compiled,
     exp2_four,
     fma,
     load,
@@ -28,12 +29,12 @@ from minivim.kernels.cpu.lanes import (
 )
 from minivim.kernels.cpu.records import Header, Scan
 from minivim.kernels.cpu.tasks import Tile, load_tile, next_task, store_tile, widest
-from numba import float32, float64, njit
+from numba import float32, float64
 
 CHUNK = 16  # steps between two saved states: at N = 16 they cost as much memory as one (B, L, E) tensor
 
 
-@njit(error_model="numpy")
+@compiled
 def pack(part, task, E, packed, dtype):
     """A log2(e), transposed to (N, width), for the channels of a task; zero beyond the last channel and state."""
     A = pointer(part.A.start, dtype)
@@ -44,7 +45,7 @@ def pack(part, task, E, packed, dtype):
             packed[n * task.width + k] = A_kn * LOG2E
 
 
-@njit(error_model="numpy")
+@compiled
 def clear(address, place, rows, task, E, dtype):
     """Zero the channels of a task in `rows` rows of an array (..., E), the first of which begins at `place`."""
     memory = pointer(address, dtype)
@@ -53,7 +54,7 @@ def clear(address, place, rows, task, E, dtype):
             memory[place + row * E + e] = 0.0
 
 
-@njit(error_model="numpy")
+@compiled
 def load_inputs(part, tile, ahead, dt, u, dtype):
     """Fill dt (delta and bias, before softplus) and u of one tile; steps beyond the last keep what they held."""
     bias = zero(dtype)
@@ -65,7 +66,7 @@ def load_inputs(part, tile, ahead, dt, u, dtype):
         store(dt, i, load(dt, i) + bias)
 
 
-@njit(error_model="numpy")
+@compiled
 def forward_tile(part, task, tile, E, A, dt, u, y, dtype):
     """One tile; A (N, width) as `pack` left it."""
     B_p, C_p, state_p = pointer(part.B.start, dtype), pointer(part.C.start, dtype), pointer(part.state.start, dtype)
@@ -117,7 +118,7 @@ def forward_tile(part, task, tile, E, A, dt, u, y, dtype):
     store_tile(part.out, tile, y, False, dtype)
 
 
-@njit(error_model="numpy")
+@compiled
 def forward(arguments, dtype):
     header, records = unpack(arguments, Header)
     L, E, N = header.L, header.E, unpack(records, Scan)[0].N
