@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-# Only compiled code calls these functions: without their entrances from Python they compile in four fifths of the time.
+# Only compiled code calls these functions: without entrances from Python they take less time to compile.
 compiled = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # One cache line of float32 on AVX-512, half of one elsewhere; wider than the processor is legal, only slower.

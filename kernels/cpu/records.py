@@ -61,8 +61,8 @@ class ScanGradient(NamedTuple):
     ddelta: Walk
     dz: Walk
     dB: Walk  # of the first group of channels
+    dC: int  # so many elements behind dB
     group: int  # stride from one group's dB to the next
-    groups: int  # stride from dB to dC
     totals: int  # (slabs, N + 2, E): dA, dD and dbias of each part of the batch
     dh: int
 

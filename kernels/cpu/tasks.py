@@ -49,8 +49,16 @@ def next_task(arguments, header):
     slab, group = number // header.groups, number % header.groups
     blocks = (header.E + LANES - 1) // LANES
     start, stop = group * blocks // header.groups * LANES, (group + 1) * blocks // header.groups * LANES
-    first, last = slab * header.batch // header.slabs, (slab + 1) * header.batch // header.slabs
-    return Task(number, slab, group, start, stop, stop - start, first, last)
+    return Task(
+        number=number,
+        slab=slab,
+        group=group,
+        start=start,
+        stop=stop,
+        width=stop - start,
+        first=slab * header.batch // header.slabs,
+        last=(slab + 1) * header.batch // header.slabs,
+    )
 
 
 @compiled

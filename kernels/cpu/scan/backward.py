@@ -66,7 +66,8 @@ def reverse_step(g, A, dA, now, ddt, ddtu, B, C, saved, place, dB, dC, sums):
 @compiled
 def backward_states(part, gradient, task, tile, E, memory, dtype):
     """All states of one tile: forward again from the saved h, then back."""
-    A, saved, dB, dC, dt, dtu, dy, y, ddt, ddtu = memory[:10]
+    A, saved, dB, dC, dt, dtu = memory.A, memory.saved, memory.dB, memory.dC, memory.dt, memory.dtu
+    dy, y, ddt, ddtu = memory.dy, memory.y, memory.ddt, memory.ddtu
     B_p, C_p, state_p = pointer(part.B.start, dtype), pointer(part.C.start, dtype), pointer(part.state.start, dtype)
     dA_p, dh_p = pointer(gradient.totals, dtype), pointer(gradient.dh, dtype)
     N, B_t, C_t, count, width = part.N, part.B.step, part.C.step, tile.count, task.width
@@ -125,7 +126,8 @@ def add_part(address, place, value, count, dtype):
 @compiled
 def backward_tile(part, gradient, task, tile, E, memory, dtype):
     """The gradients of one tile; dB and dC are summed over the tiles of a group, lane by lane."""
-    dt, dtu, dy, y, ddt, ddtu, slope, gate = memory[4:]
+    dt, dtu, dy, y = memory.dt, memory.dtu, memory.dy, memory.y
+    ddt, ddtu, slope, gate = memory.ddt, memory.ddtu, memory.slope, memory.gate
     load_inputs(part, tile, -CHUNK, dt, dtu, dtype)
     load_tile(gradient.dout, tile, -CHUNK, dy, dtype)
     D = zero(dtype)
@@ -183,7 +185,7 @@ def store_sums(gradient, group, b, first, steps, N, dB, dC, dtype):
         place = group * gradient.group + b * gradient.dB.row + (first + i) * gradient.dB.step
         for n in range(N):
             store_total(memory, place + n, load(dB, (i * N + n) * LANES))
-            store_total(memory, place + gradient.groups + n, load(dC, (i * N + n) * LANES))
+            store_total(memory, place + gradient.dC + n, load(dC, (i * N + n) * LANES))
 
 
 @compiled
@@ -191,18 +193,18 @@ def backward(arguments, dtype):
     header, records = unpack(arguments, Header)
     L, E, N, tile_size = header.L, header.E, unpack(records, Scan)[0].N, CHUNK * LANES
     memory = Memory(
-        stack(N * widest(header), dtype),
-        stack(8 * tile_size, dtype),
-        stack(N * tile_size, dtype),
-        stack(N * tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
-        stack(tile_size, dtype),
+        A=stack(N * widest(header), dtype),
+        saved=stack(8 * tile_size, dtype),
+        dB=stack(N * tile_size, dtype),
+        dC=stack(N * tile_size, dtype),
+        dt=stack(tile_size, dtype),
+        dtu=stack(tile_size, dtype),
+        dy=stack(tile_size, dtype),
+        y=stack(tile_size, dtype),
+        ddt=stack(tile_size, dtype),
+        ddtu=stack(tile_size, dtype),
+        slope=stack(tile_size, dtype),
+        gate=stack(tile_size, dtype),
     )
     chunks = (L + CHUNK - 1) // CHUNK
     task = next_task(arguments, header)

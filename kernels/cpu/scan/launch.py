@@ -113,8 +113,8 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
                 ddelta=walk(ddelta, back),
                 dz=walk(dz, back),
                 dB=walk(sums[0, 0], back),
+                dC=groups * batch * L * N,
                 group=batch * L * N,
-                groups=groups * batch * L * N,
                 totals=totals.data_ptr(),
                 dh=dh.data_ptr(),
             )
