@@ -51,7 +51,9 @@ def choose_delta(answer: Callable) -> None:
             "a step of 1 lets in 63 % of the token; one half is log 2": share(1, 0, 20),
             "a step of 1 resets only 63 %; for a thousandth it takes 7": share(half, 0, 1),
             "skip and reset are swapped: a small step leaves the state alone": share(half, 20, 0),
-            "this is -log 2 base 2, or log 2 to the base 2; the natural logarithm is meant": share(math.log10(2), 0, 20),
+            "this is -log 2 base 2, or log 2 to the base 2; the natural logarithm is meant": share(
+                math.log10(2), 0, 20
+            ),
             "keep and skip are swapped: skip leaves the state alone": share(0, half, 20),
             "keep and reset are swapped": share(20, 0, half),
             "keep is one half of each here; only skip leaves the state as it is": share(0, 0, 20),
@@ -226,7 +228,10 @@ def conv_step(answer: Callable) -> None:
         y, following = F.silu(linear + bias), inputs[:, 1:]
         flipped = (inputs * weight.T.flip(0)).sum(1)
         causes = {
-            "the weights are reversed: the last column belongs to the newest input": (F.silu(flipped + bias), following),
+            "the weights are reversed: the last column belongs to the newest input": (
+                F.silu(flipped + bias),
+                following,
+            ),
             "SiLU is missing": (linear + bias, following),
             "the bias is missing": (F.silu(linear), following),
             "the bias comes before SiLU": (F.silu(linear) + bias, following),
