@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from IPython.display import display
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 from minivim import MambaBlock, selective_scan
@@ -41,15 +42,16 @@ from minivim.models.mamba import SelectiveSSM
 from minivim.s4 import S4D
 
 use_style()
-torch.set_num_threads(1)  # the models are so small that two threads would mostly wait for each other
+torch.set_num_threads(1)  # in models as small as these, two threads would mostly wait
 
 
 def close(one, other, tolerance=1e-5):
-    """Whether no two numbers differ by more than `tolerance`; our numbers have about 7 digits."""
+    """Whether no two numbers differ by more than `tolerance`; ours have about 7 digits."""
     return bool((one - other).abs().max() <= tolerance)
 
 
-assert close(torch.ones(2), torch.ones(2)) and not close(torch.ones(2), torch.ones(2) + 1e-4)
+assert close(torch.ones(2), torch.ones(2))
+assert not close(torch.ones(2), torch.ones(2) + 1e-4)
 
 # %% [markdown]
 # ## 1. A task that needs a choice
@@ -66,7 +68,7 @@ assert close(torch.ones(2), torch.ones(2)) and not close(torch.ones(2), torch.on
 def selective_copying(batch, places=32, count=4, kinds=8, generator=None):
     """(tokens, answers): whole numbers of shape (batch, places + count) and (batch, count).
 
-    Tokens 0 .. kinds - 1: data. Token kinds: noise. Token kinds + 1: "now say the next one".
+    Tokens 0 .. kinds - 1: data. Token kinds: noise. Token kinds + 1: a question.
     """
     order = torch.rand(batch, places, generator=generator).argsort(1)
     where = order[:, :count].sort(1).values  # `count` different places, from left to right
@@ -77,30 +79,23 @@ def selective_copying(batch, places=32, count=4, kinds=8, generator=None):
 
 # %%
 tokens, answers = selective_copying(3, generator=torch.Generator().manual_seed(0))
-colours = ["white"] * 8 + [COLOURS["grey"], COLOURS["orange"]]
 fig, axis = plt.subplots(figsize=(9, 1.9))
-for row, sequence in enumerate(tokens.tolist()):
-    for place, token in enumerate(sequence):
-        text = "·" if token == 8 else "?" if token == 9 else str(token)
-        edge, inside = COLOURS["black"], "white" if token == 8 else colours[token]
-        inside = COLOURS["blue"] if token < 8 else inside
-        axis.text(
-            place,
-            row,
-            text,
-            ha="center",
-            va="center",
-            color="white" if token < 8 else edge,
-            bbox={"boxstyle": "square,pad=0.25", "facecolor": inside, "edgecolor": "none"},
-        )
+looks = [("white", COLOURS["blue"])] * 8 + [
+    ("black", "white"),
+    ("black", COLOURS["orange"]),
+]
+for row, place in torch.cartesian_prod(torch.arange(3), torch.arange(36)).tolist():
+    text, (ink, paper) = "01234567·?"[tokens[row, place]], looks[tokens[row, place]]
+    frame = {"boxstyle": "square,pad=0.25", "facecolor": paper, "edgecolor": "none"}
+    axis.text(place, row, text, ha="center", va="center", color=ink, bbox=frame)
 axis.set(xlim=(-1, 36), ylim=(2.6, -0.6), xlabel="place in the sequence", ylabel="sequence")
-axis.set(yticks=range(3), title="Three sequences: data (blue), noise (dots), questions (orange)")
+axis.set(yticks=range(3), title="Data (blue), noise (dots), questions (orange)")
 axis.grid(visible=False)
 show(
     fig,
-    "Three sequences of 36 tokens: four blue data tokens at random places among dots, then four questions",
+    "Three sequences: four blue data tokens at random places, then four questions",
 )
-print("answers to the first sequence:", answers[0].tolist(), " tokens in it:", tokens.shape[1])
+print("answers to the first:", answers[0].tolist(), " tokens in it:", tokens.shape[1])
 assert tokens.shape == (3, 36) and (tokens[:, :32] < 8).sum() == 3 * 4
 
 # %% [markdown]
@@ -127,23 +122,23 @@ assert 0.35 < lazy < 0.5
 
 # %%
 fig, axis = canvas(8.6, 1.5)
-names = [
-    "tokens\n(B, L)",
-    "embed\n(B, L, D)",
-    "norm, block\nadd",
-    "norm, block\nadd",
-    "norm,\nlinear",
-    "scores\n(B, L, 8)",
-]
-for index, (name, colour) in enumerate(zip(names, ["white", "grey", "orange", "orange", "grey", "white"])):
+steps = {
+    "tokens\n(B, L)": "white",
+    "embed\n(B, L, D)": "grey",
+    "norm, block 1,\nadd": "orange",
+    "norm, block 2,\nadd": "orange",
+    "norm,\nlinear": "grey",
+    "scores\n(B, L, 8)": "white",
+}
+for index, (name, colour) in enumerate(steps.items()):
     box(axis, 0.7 + 1.44 * index, 0.75, name, 1.1, 0.6, colour)
     if index:
         arrow(axis, (1.44 * index - 0.19, 0.75), (1.44 * index + 0.13, 0.75))
 show(
     fig,
-    "From left to right: tokens, embedding, two blocks each with norm and add, norm and linear map, scores",
+    "In a row: tokens, embedding, two blocks with norm and add, linear map, scores",
 )
-print("blocks that may differ, in orange:", names.count("norm, block\nadd"))
+print("orange boxes, in which the models differ:", list(steps.values()).count("orange"))
 
 
 # %%
@@ -159,7 +154,7 @@ class Reader(nn.Module):
 
     def forward(self, tokens):
         x = self.embed(tokens)
-        for norm, block in zip(self.norms, self.blocks):
+        for norm, block in zip(self.norms, self.blocks, strict=False):
             x = x + block(norm(x))
         return self.head(self.norms[-1](x))
 
@@ -170,7 +165,8 @@ class Reader(nn.Module):
 #
 # **S4D's block** is that of [chapter 04](04_long_memory.ipynb): the layer, GELU, a linear map. **Mamba's block** is
 # `minivim.MambaBlock`; for now it is a black box, and the rest of the chapter opens it. Both are
-# $D = 32$ numbers wide. Mamba has 16 states in each channel. S4D gets 138, as many as make the two models equally large.
+# $D = 32$ numbers wide. Mamba has 16 states in each channel. S4D gets 138, as many as make the two models equally
+# large.
 
 
 # %%
@@ -198,10 +194,10 @@ assert abs(sizes["S4D"] / sizes["Mamba"] - 1) < 0.01
 
 # %%
 def train(model, task, steps, name, watch=None):
-    """Adam with one rise and fall of the learning rate; the share of right answers at each step."""
+    """Adam, one rise and fall of the learning rate; the share of right answers by step."""
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps, pct_start=0.15)
+    schedule = OneCycleLR(optimizer, 1e-2, total_steps=steps, pct_start=0.15)
     shares = []
     for step in tqdm(range(steps), desc=name):
         tokens, answers = task(64, generator=generator)
@@ -232,11 +228,15 @@ def smooth(shares, width=25):
 
 def draw_race(axis, curves):
     """The share of right answers over the steps of training; curves: name -> shares."""
-    for (name, shares), colour in zip(curves.items(), ("blue", "red", "purple")):
+    for name, shares in curves.items():
         steps = 25 * torch.arange(1, len(smooth(shares)) + 1)
-        axis.plot(steps, 100 * smooth(shares), color=COLOURS[colour], label=name)
-    axis.axhline(100 * lazy, color=COLOURS["grey"], linestyle="--", label="most frequent number")
-    axis.axhline(100 / 8, color=COLOURS["grey"], linestyle=":", label="blind guess")
+        colour = COLOURS["blue" if "Mamba" in name else "red"]
+        axis.plot(steps, 100 * smooth(shares), color=colour, label=name)
+    for level, line, name in (
+        (lazy, "--", "most frequent number"),
+        (1 / 8, ":", "blind guess"),
+    ):
+        axis.axhline(100 * level, color=COLOURS["grey"], linestyle=line, label=name)
     axis.set(ylim=(0, 103), xlabel="steps of training", ylabel="right answers (%)")
     axis.legend(loc="center right")
 
@@ -262,14 +262,14 @@ for name, model in models.items():
 plt.close(fig)
 
 # %%
-test = selective_copying(1000, generator=torch.Generator().manual_seed(2))  # sequences nobody has trained on
+test = selective_copying(1000, generator=torch.Generator().manual_seed(2))  # new sequences
 right = {name: share_right(model, *test) for name, model in models.items()}
 fig, axis = plt.subplots()
-draw_race(axis, {f"{name}: {100 * right[name]:.1f} % at the end": curves[name] for name in curves})
+draw_race(axis, {f"{name}, test {100 * right[name]:.1f} %": curves[name] for name in right})
 axis.set_title("Selective copying: 32 places, 4 data tokens of 8 kinds")
 show(
     fig,
-    "Right answers over the steps of training: Mamba rises to all of them, S4D stays well below",
+    "Right answers over the steps of training: Mamba rises to 100 %, S4D stays well below",
 )
 print(
     f"Mamba at least 99 %: {right['Mamba'] >= 0.99}; S4D at least 15 points below:",
@@ -303,13 +303,14 @@ places = (tokens < 8).nonzero()[:, 1].view(-1, 4)  # where the four data tokens 
 ages = 32 - places[:, 1]  # of the second one, at the first question
 ticks = torch.full_like(ages, 4 - 1)  # the same on a clock that only data move
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
-for axis, values, name in zip(axes, (ages, ticks), ("every token ticks", "only data tick")):
+clocks = {"every token ticks": ages, "only data tick": ticks}
+for axis, (name, values) in zip(axes, clocks.items(), strict=True):
     axis.bar(range(1, 33), 100 * torch.bincount(values, minlength=33)[1:33] / len(values))
     axis.set(xlabel="age of the second data token", title=f"Clock: {name}", ylim=(0, 105))
 axes[0].set_ylabel("sequences (%)")
 show(
     fig,
-    "Ages of the second data token: spread over all ages on one clock, always 3 on the other",
+    "Ages of the second data token: widely spread on one clock, always 3 on the other",
 )
 print(
     "different ages on the first clock:",
@@ -349,7 +350,8 @@ print(
 assert close(whole[:, data], short) and whole.shape[1] == 12
 
 # %% [markdown]
-# Mind what this does *not* say. No token was cut out or sampled: twelve tokens went in and twelve outputs came out, also
+# Mind what this does *not* say. No token was cut out or sampled: twelve tokens went in and twelve outputs came out,
+# also
 # for the noise. "Selective" is about what the **state** takes in.
 #
 # ## 4. Keep, skip, reset: the step size by hand
@@ -381,14 +383,15 @@ assert close(whole[:, data], short) and whole.shape[1] == 12
 def gated(u, delta, h=0.0):
     """All states of (5.1): u and delta (L,) -> (L,)."""
     states = []
-    for u_t, delta_t in zip(u, delta):
+    for u_t, delta_t in zip(u, delta, strict=True):
         g = 1 - torch.exp(-delta_t)
         h = (1 - g) * h + g * u_t
         states.append(h)
     return torch.stack(states)
 
 
-by_hand = [gated(torch.tensor([4.0]), torch.tensor([delta]), h=8.0).item() for delta in (0, math.log(2), 7)]
+token, sizes = torch.tensor([4.0]), torch.tensor([[0], [math.log(2)], [7]])
+by_hand = [gated(token, delta, h=8.0).item() for delta in sizes]
 print("skip, half, reset:", [f"{value:.3g}" for value in by_hand])
 assert close(torch.tensor(by_hand), torch.tensor([8, 6, 4 + 4 * math.exp(-7)]))
 
@@ -406,39 +409,23 @@ by_delta = {
 held = {name: gated(stream, delta) for name, delta in by_delta.items()}
 
 
-def draw_stream(figure, steps):
-    axes = figure.subplots(2, 1, sharex=True)
-    heights = torch.where(torch.arange(12) < steps, stream, torch.nan)
-    axes[0].bar(
-        range(12),
-        heights,
-        color=[COLOURS["orange"] if m else COLOURS["grey"] for m in marked],
-    )
-    axes[0].set(ylim=(-8, 9), ylabel="token u", title=f"{steps} tokens read; orange ones are marked")
-    for (name, states), colour in zip(held.items(), ("blue", "red")):
-        axes[1].step(
-            range(steps),
-            states[:steps],
-            where="mid",
-            color=COLOURS[colour],
-            label=f"delta {name}",
-        )
-    axes[1].set(xlim=(-0.6, 11.6), ylim=(-8, 9), ylabel="state h", xlabel="place", xticks=range(12))
-    axes[1].legend(fontsize=7, loc="lower left", ncols=2)
+def draw_stream(figure, read):
+    above, below = figure.subplots(2, 1, sharex=True)
+    for colour, which in (("grey", ~marked), ("orange", marked)):
+        shown = which & (torch.arange(12) < read)
+        above.bar(range(12), torch.where(shown, stream, torch.nan), color=COLOURS[colour])
+    above.set(ylim=(-8, 9), ylabel="token u", title=f"tokens read: {read}; orange: marked")
+    for (name, states), colour in zip(held.items(), ("blue", "red"), strict=True):
+        look = {"color": COLOURS[colour], "marker": "o", "markersize": 3}
+        below.plot(states[:read], drawstyle="steps-mid", label=f"delta {name}", **look)
+    below.set(xlim=(-0.6, 11.6), ylim=(-13, 9), ylabel="state h", xlabel="place")
+    below.legend(fontsize=7, loc="lower left", ncols=2)
 
 
-print(
-    "last states:",
-    [f"{states[-1]:.1f}" for states in held.values()],
-    " last marked token:",
-    stream[marked][-1].item(),
-)
+print("last states:", [f"{states[-1]:.1f}" for states in held.values()], " last marked: 3")
 assert close(held["chosen by the token"][-1], stream[10], 0.02)
-flipbook(
-    draw_stream,
-    range(1, 13),
-    "A state with a chosen step size holds the last marked token; with a fixed one it wavers",
-)
+words = "A state with chosen steps holds the last marked token; with a fixed step it wavers"
+flipbook(draw_stream, range(1, 13), words)
 
 # %% [markdown]
 # **What to see.** Press *play*. The blue state jumps at an orange token and stays there, however much grey comes after.
@@ -464,7 +451,7 @@ flipbook(
 
 # %%
 def choose_delta(tokens):
-    """A step size for each token: "keep", "skip" or "reset"; a list of L strings -> (L,)."""
+    """Step sizes (L,) for a list of L strings: "keep", "skip" or "reset"."""
     # BEGIN SOLUTION
     sizes = {"keep": math.log(2), "skip": 0.0, "reset": 10.0}
     return torch.tensor([sizes[token] for token in tokens])
@@ -518,7 +505,8 @@ check("05.2", half_life)
 deltas = torch.logspace(-3, 1, 100)
 fig, axis = plt.subplots(figsize=(6.4, 3))
 for A_n, colour in ((1, "blue"), (4, "green"), (16, "red")):
-    axis.loglog(deltas, math.log(2) / (deltas * A_n), color=COLOURS[colour], label=f"A = {-A_n}")
+    n = math.log(2) / (deltas * A_n)
+    axis.loglog(deltas, n, color=COLOURS[colour], label=f"A = {-A_n}")
 axis.axvspan(0.001, 0.1, color=COLOURS["orange"], alpha=0.2, label="delta at the start")
 axis.axhline(1, color=COLOURS["grey"], linestyle=":")
 axis.set(
@@ -529,7 +517,7 @@ axis.set(
 axis.legend()
 show(
     fig,
-    "Half-life against delta: three falling lines; the start of training is a band from 0.001 to 0.1",
+    "Half-life against delta: three falling lines; a band from 0.001 to 0.1 is the start",
 )
 longest, shortest = math.log(2) / 0.001, math.log(2) / (0.1 * 16)
 print(f"at the start, from {shortest:.2g} to {longest:.3g} tokens")
@@ -556,17 +544,19 @@ assert round(longest) == 693 and shortest < 0.5
 # %%
 x = torch.linspace(-6, 6, 200)
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.7))
-for axis, function, name in zip(axes, (F.softplus, F.silu), ("softplus: makes a step", "SiLU: opens and shuts")):
+both = {"softplus": F.softplus, "SiLU": F.silu}
+for axis, (name, function) in zip(axes, both.items(), strict=True):
     axis.plot(x, x.clamp(min=0), color=COLOURS["grey"], linestyle="--", label="max(x, 0)")
     axis.plot(x, function(x), color=COLOURS["blue"])
-    axis.set(xlabel="x", ylabel=name.split(":")[0] + "(x)", title=name)
+    axis.set(xlabel="x", ylabel=f"{name}(x)", title=name)
     axis.legend()
 show(
     fig,
-    "Left: softplus, positive everywhere, near max(x, 0). Right: SiLU, with a small dip below zero",
+    "Left: softplus, positive everywhere. Right: SiLU, with a small dip below zero",
 )
-print(f"softplus(0) = {F.softplus(torch.zeros(())):.3f}, SiLU is lowest at {x[F.silu(x).argmin()]:.2g}")
-assert F.softplus(x).min() > 0 and close(F.softplus(torch.zeros(())), torch.tensor(math.log(2)))
+at_zero = F.softplus(torch.tensor(0.0)).item()
+print(f"softplus(0) = {at_zero:.3f}, SiLU is lowest at {x[F.silu(x).argmin()]:.2g}")
+assert F.softplus(x).min() > 0 and math.isclose(at_zero, math.log(2), rel_tol=1e-5)
 
 # %% [markdown]
 # **What to see.** Both follow the dashed line far from 0. Softplus stays above it and never touches zero: a step of
@@ -599,7 +589,7 @@ assert F.softplus(x).min() > 0 and close(F.softplus(torch.zeros(())), torch.tens
 
 # %%
 def raw_number(g):
-    """The x whose step size softplus(x) gives a state with A = -1 the share g of the token; floats, 0 < g < 1."""
+    """The x whose step softplus(x) lets in the share g of a token, if A = -1; floats."""
     # BEGIN SOLUTION
     return math.log(g / (1 - g))
     # END SOLUTION
@@ -624,7 +614,8 @@ assert close(share, torch.sigmoid(x))
 # *Core.*
 #
 # One channel with one state is enough to understand the gate. The layer has $E$ channels with $N$ states each. Here are
-# its letters, with the small numbers of the picture: $E = 3$ channels, $N = 4$ states, and for a batch of sequences with
+# its letters, with the small numbers of the picture: $E = 3$ channels, $N = 4$ states, and for a batch of sequences
+# with
 # $L$ tokens.
 #
 # | letter | shape | depends on the token? | says |
@@ -668,7 +659,7 @@ axis.text(
 )
 show(
     fig,
-    "Three channels, each with its own delta and four states of its own; B and C are shared by all channels",
+    "Three channels, each with its own delta and four states; B and C are shared by all",
 )
 print("states:", 3 * 4, " numbers that a token brings: delta", 3, ", B", 4, ", C", 4)
 
@@ -700,8 +691,8 @@ by_channel = torch.zeros(1, L, E)
 for e in range(E):
     h = torch.zeros(N)
     for t in range(L):
-        A_bar = torch.matrix_exp(delta[0, t, e] * torch.diag(A[e]))  # a matrix exponential, (N, N)
-        h = A_bar @ h + delta[0, t, e] * B[0, t] * u[0, t, e]  # the same B[0, t] for all channels
+        A_bar = torch.matrix_exp(delta[0, t, e] * torch.diag(A[e]))  # (N, N)
+        h = A_bar @ h + delta[0, t, e] * B[0, t] * u[0, t, e]  # B[0, t] for all e
         by_channel[0, t, e] = C[0, t] @ h
 same = close(by_channel, selective_scan(u, delta, A, B, C))
 print(E, "separate systems give what the scan gives:", same)
@@ -744,7 +735,7 @@ answers_to = {}
 for name, sign in (("A = -exp(A_log)", -1), ("A = +exp(A_log)", +1)):
     y = selective_scan(pulse, torch.full((1, 100, 1), 0.5), sign * A_log.exp(), one, one)
     answers_to[name] = y.abs().max().item()
-print("largest output at most 2.5:", {name: size <= 2.5 for name, size in answers_to.items()})
+print("all outputs at most 2.5:", {name: size <= 2.5 for name, size in answers_to.items()})
 print("with the plus, float32 ends at infinity:", math.isinf(answers_to["A = +exp(A_log)"]))
 assert answers_to["A = -exp(A_log)"] <= 2.5 and math.isinf(answers_to["A = +exp(A_log)"])
 
@@ -774,7 +765,7 @@ arrow(axis, (4.88, 2.1), (5.5, 2.1))
 arrow(axis, (6.5, 2.1), (7.0, 2.1))
 show(
     fig,
-    "u goes through x_proj into dt, B and C; dt goes through dt_proj with its bias and softplus and becomes delta",
+    "u goes through x_proj into dt, B and C; dt goes through dt_proj and softplus to delta",
 )
 ssm = models["Mamba"].blocks[0].ssm
 print(
@@ -812,7 +803,7 @@ print(
 
 # %%
 def selective_parameters(E, N, R):
-    """The number of parameters of x_proj, dt_proj with its bias, A_log and D; whole numbers."""
+    """How many parameters x_proj, dt_proj with bias, A_log and D have; whole numbers."""
     # BEGIN SOLUTION
     return E * (R + 2 * N) + R * E + E + E * N + E
     # END SOLUTION
@@ -840,7 +831,7 @@ check("05.4", selective_parameters)
 
 # %%
 def select(u, x_weight, dt_weight, dt_bias, N):
-    """(delta, B, C) of each token: u (batch, L, E) -> (batch, L, E), (batch, L, N), (batch, L, N)."""
+    """(delta, B, C) of each token: (batch, L, E), (batch, L, N), (batch, L, N)."""
     # BEGIN SOLUTION
     dt, B, C = F.linear(u, x_weight).split([dt_weight.shape[1], N, N], dim=-1)
     return F.softplus(F.linear(dt, dt_weight, dt_bias)), B, C
@@ -868,7 +859,7 @@ check("05.5", select)
 
 # %%
 def scan(u, delta, A, B, C):
-    """y of the selective scan: u, delta (batch, L, E), A (E, N), B, C (batch, L, N) -> (batch, L, E)."""
+    """y (batch, L, E): u and delta as y; A (E, N); B and C (batch, L, N)."""
     # BEGIN SOLUTION
     h, y = torch.zeros_like(u[:, 0, :, None] * A), []
     for t in range(u.shape[1]):
@@ -914,7 +905,7 @@ arrow(axis, (7.75, 2.2), (8.05, 2.2))
 arrow(axis, (4.2, 2.5), (5.75, 2.5), "delta, B, C", "orange", bend=-0.25)
 show(
     fig,
-    "in_proj gives x and z; x goes through convolution, SiLU and scan, is multiplied by SiLU(z), then out_proj",
+    "in_proj gives x and z; x through conv, SiLU, scan; times SiLU(z); out_proj",
 )
 block = models["Mamba"].blocks[0]
 print(
@@ -993,9 +984,10 @@ for token in tokens_in.unbind(dim=1):
     out_t, state = block.step(token, state)
     by_step.append(out_t)
 print("token by token = all at once:", close(torch.stack(by_step, dim=1), out, 1e-4))
-print("numbers carried along for one sequence:", state.conv[0].numel() + state.ssm[0].numel())
+carried = state.conv[0].numel() + state.ssm[0].numel()
+print("numbers carried along for one sequence:", carried)
 assert close(torch.stack(by_step, dim=1), out, 1e-4)
-assert state.conv[0].numel() + state.ssm[0].numel() == 64 * (3 + 16)
+assert carried == 64 * (3 + 16)
 
 # %% [markdown]
 # ### Exercise 05.7 · The convolution, one token at a time
@@ -1016,7 +1008,7 @@ assert state.conv[0].numel() + state.ssm[0].numel() == 64 * (3 + 16)
 
 # %%
 def conv_step(window, x, weight, bias):
-    """(silu of the convolution, next window): (batch, K - 1, E), (batch, E), (E, K), (E,) -> (batch, E), same window."""
+    """(SiLU of the convolution, next window): (batch, E), (batch, K - 1, E)."""
     # BEGIN SOLUTION
     inputs = torch.cat((window, x[:, None]), dim=1)
     return F.silu((inputs * weight.T).sum(dim=1) + bias), inputs[:, 1:]
@@ -1036,7 +1028,8 @@ check("05.7", conv_step)
 # weights form an $L \times L$ matrix, $y = M u$. Follow one input: token s writes $\Delta[s] B[s] u[s]$, the tokens
 # after it let this fade, and token t reads.
 #
-# $$M[t, s] = \sum_{n} C_n[t]\; e^{A_n (\Delta[s+1] + \dots + \Delta[t])}\; \Delta[s]\, B_n[s] \qquad (s \le t) \tag{5.6}$$
+# $$M[t, s] = \sum_{n} C_n[t]\; e^{A_n (\Delta[s+1] + \dots + \Delta[t])}\; \Delta[s]\, B_n[s] \qquad (s \le t)
+# \tag{5.6}$$
 #
 # *One channel; Ali et al., arXiv 2403.01590, Eq. 12, in our letters.* For $s = t$ the sum in the exponent is empty:
 # what a token has just written has not faded.
@@ -1049,9 +1042,9 @@ check("05.7", conv_step)
 # %%
 @torch.no_grad()
 def inside(reader, tokens, index):
-    """u, delta, A, B, C of block `index` of a reader with Mamba blocks, for tokens (B, L)."""
+    """u, delta, A, B, C of block `index` of a reader of Mamba blocks; tokens (B, L)."""
     x = reader.embed(tokens)
-    for norm, block in zip(reader.norms, reader.blocks[:index]):
+    for norm, block in zip(reader.norms, reader.blocks[:index], strict=False):
         x = x + block(norm(x))
     block = reader.blocks[index]
     x, _ = block.in_proj(reader.norms[index](x)).chunk(2, dim=-1)
@@ -1060,7 +1053,7 @@ def inside(reader, tokens, index):
 
 
 def weights(delta, A, B, C):
-    """M (L, L) of one channel: delta (L,), A (N,), B, C (L, N), by a scan over the L unit vectors."""
+    """M (L, L) of a channel, by a scan of unit vectors: delta (L,), A (N,), B, C (L, N)."""
     L = len(delta)
     same = [each.expand(L, *each.shape) for each in (delta[:, None], B, C)]
     return selective_scan(torch.eye(L)[..., None], same[0], A[None], *same[1:])[..., 0].T
@@ -1090,7 +1083,8 @@ assert is_toeplitz(of_s4d) and not is_toeplitz(of_mamba)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True)
-for axis, M, name in zip(axes, (of_s4d, of_mamba), ("S4D: one kernel", "Mamba: one sequence's own weights")):
+matrices = {"S4D: one kernel": of_s4d, "Mamba: this sequence's weights": of_mamba}
+for axis, (name, M) in zip(axes, matrices.items(), strict=True):
     limit = M.abs().max()
     axis.imshow(M, cmap="RdBu", vmin=-limit, vmax=limit)
     axis.set(xlabel="from token s", title=name)
@@ -1098,7 +1092,7 @@ for axis, M, name in zip(axes, (of_s4d, of_mamba), ("S4D: one kernel", "Mamba: o
 axes[0].set_ylabel("to token t")
 show(
     fig,
-    "Two lower triangular matrices: S4D's is constant along diagonals, Mamba's has columns at a few tokens only",
+    "Two triangular matrices: S4D's is constant along diagonals, Mamba's has a few columns",
 )
 print("the data tokens stand at", data[0].nonzero().flatten().tolist())
 
@@ -1107,16 +1101,18 @@ print("the data tokens stand at", data[0].nonzero().flatten().tolist())
 # few tokens write, three places after each of the data tokens (why three, we see in a moment). Their columns go on
 # downwards until the next one: nothing fades in between. All else is nearly zero.
 #
-# Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it must be
+# Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it must
+# be
 # another matrix.
 
 # %%
 u = inside(models["Mamba"], test[0], 1)[0][0, :, loud]
-y = selective_scan(u[None, :, None], delta[None, :, loud, None], A[loud, None], B[:1], C[:1])
-print("M u is the scan:", close(of_mamba @ u, y.flatten(), 1e-4))
+channel = [each[None, :, None] for each in (u, delta[:, loud])]  # two times (1, 36, 1)
+y = selective_scan(*channel, A[loud, None], B[:1], C[:1]).flatten()
+print("M u is the scan:", close(of_mamba @ u, y, 1e-4))
 of_another = weights(all_delta[1][:, loud], A[loud], B[1], C[1])
 print("another sequence has the same M:", close(of_mamba, of_another))
-assert close(of_mamba @ u, y.flatten(), 1e-4) and not close(of_mamba, of_another)
+assert close(of_mamba @ u, y, 1e-4) and not close(of_mamba, of_another)
 
 # %% [markdown]
 # So there is no kernel, nothing to transform, and no FFT. Mamba is trained with the **recurrence**, forwards for the
@@ -1125,7 +1121,8 @@ assert close(of_mamba @ u, y.flatten(), 1e-4) and not close(of_mamba, of_another
 #
 # ### Exercise 05.8 · The matrix of a sequence
 #
-# **Goal.** Write the weights of (5.6), and see what $\Delta$ does to them. **Difficulty.** investigate. **Minutes.** 12.
+# **Goal.** Write the weights of (5.6), and see what $\Delta$ does to them. **Difficulty.** investigate. **Minutes.**
+# 12.
 # **Core.**
 #
 # For one channel: `delta` (L,), `A` (N,), `B` and `C` (L, N). Return $M$, (L, L), with $M[t, s] = 0$ above the
@@ -1143,7 +1140,8 @@ assert close(of_mamba @ u, y.flatten(), 1e-4) and not close(of_mamba, of_another
 #
 # <details><summary>Answers to the questions</summary>
 #
-# $\Delta[s] = 0$: column s, because the token writes nothing. Row s stays: it can read. $\Delta[s]$ huge: all entries to
+# $\Delta[s] = 0$: column s, because the token writes nothing. Row s stays: it can read. $\Delta[s]$ huge: all entries
+# to
 # the left of column s in the rows from s on, because what was there before is wiped out. Toeplitz: if all three are the
 # same for all tokens. Then $M[t, s] = K[t - s]$, and this is S4D again.
 #
@@ -1181,14 +1179,14 @@ fig, axis = plt.subplots(figsize=(8.6, 3.4))
 relative = (delta / delta.mean(0)).log2().clamp(-3, 3)  # (36, 64)
 by_change = delta.log().std(0).argsort(descending=True)
 image = axis.imshow(relative.T[by_change], aspect="auto", cmap="PuOr_r")
-labels = ["·" if token == 8 else "?" if token == 9 else str(token) for token in test[0][0].tolist()]
+labels = ["01234567·?"[token] for token in test[0][0]]
 axis.set(xticks=range(36), xticklabels=labels, xlabel="token", ylabel="channel, sorted")
 axis.set_title("Learned step sizes, relative to each channel's mean")
 axis.grid(visible=False)
 fig.colorbar(image, label="doublings of delta")
 show(
     fig,
-    "Step sizes of 64 channels over 36 tokens: small in stretches of noise, large just after data tokens",
+    "Step sizes of 64 channels over 36 tokens: small in noise, large after data tokens",
 )
 shut = (slow < fast / 4).sum().item()
 print(
@@ -1207,7 +1205,7 @@ assert shut >= 20
 
 # %%
 fig, axis = plt.subplots(figsize=(8, 2.8))
-for row, colour in zip(range(3), ("blue", "red", "green")):
+for row, colour in enumerate(("blue", "red", "green")):
     since = all_delta[row, :32, loud].cumsum(0)
     axis.step(
         range(32),
@@ -1226,9 +1224,9 @@ axis.set(
 axis.legend(loc="lower right")
 show(
     fig,
-    "Three staircases: the clock of a channel moves after data tokens and stands still during noise",
+    "Three staircases: a clock that moves after data tokens and stands still during noise",
 )
-print("near data this clock runs at least 10 times as fast:", (fast > 10 * slow)[loud].item())
+print("near data it runs at least 10 times as fast:", (fast > 10 * slow)[loud].item())
 assert fast[loud] > 10 * slow[loud]
 
 # %% [markdown]
@@ -1248,7 +1246,8 @@ class Frozen(SelectiveSSM):
         chosen = {"delta": raw, "B": B, "C": C}
         if self.frozen == "delta":
             step = F.softplus(raw + bias).mean((0, 1))  # (E,)
-            chosen["delta"] = (torch.log(torch.expm1(step)) - bias).expand_as(raw)  # undoes softplus and bias
+            undone = torch.log(torch.expm1(step)) - bias  # for the scan adds both again
+            chosen["delta"] = undone.expand_as(raw)
         else:
             chosen[self.frozen] = chosen[self.frozen].mean((0, 1)).expand_as(B)
         return u, chosen["delta"], A, chosen["B"], chosen["C"], D, bias
@@ -1262,8 +1261,8 @@ for letter in ("delta", "B", "C"):
     copy.blocks[1].ssm.__class__, copy.blocks[1].ssm.frozen = Frozen, letter
     left[letter] = share_right(copy, *test)
 fig, axis = plt.subplots(figsize=(6.4, 2.4))
-axis.barh(["all three", *left], [100 * right["Mamba"], *(100 * share for share in left.values())])
-axis.axvline(100 * lazy, color=COLOURS["grey"], linestyle="--", label="most frequent number")
+axis.barh(range(4), [100 * share for share in (right["Mamba"], *left.values())])
+axis.axvline(100 * lazy, color="black", linestyle="--", label="most frequent number")
 axis.set(
     xlabel="right answers (%)",
     ylabel="taken away",
@@ -1273,7 +1272,7 @@ axis.set_yticks(range(4), ["nothing", "delta", "B", "C"])
 axis.legend(loc="upper right")
 show(
     fig,
-    "Right answers with nothing, delta, B or C taken away: delta and C are needed, B hardly",
+    "Right answers with nothing, delta, B or C taken away: delta and C are needed",
 )
 print(
     "at least 20 points lost:",
@@ -1310,7 +1309,7 @@ assert right["Mamba"] - left["delta"] > 0.2 and right["Mamba"] - left["C"] > 0.2
 
 # %%
 def one_by_one(written, delta, A, C):
-    """A scan of E N channels with one state each: written, delta (B, L, E, N), A (E, N), C (B, L, N)."""
+    """A scan of E N channels: written, delta (B, L, E, N), A (E, N), C (B, L, N)."""
     one = torch.ones_like(C[..., :1])
     h = selective_scan(written.flatten(2), delta.flatten(2), A.reshape(-1, 1), one, one)
     return (h.view(written.shape) * C[:, :, None]).sum(-1)
@@ -1339,17 +1338,17 @@ swapped = Reader(paper_block, 32)
 swapped.load_state_dict(models["Mamba"].state_dict())  # the same weights, another rule
 with torch.no_grad():
     ours, theirs = models["Mamba"](test[0]), swapped(test[0])
-change, after = ((theirs - ours).norm() / ours.norm()).item(), share_right(swapped, *test)
-print(f"the scores change by more than 10 %: {change > 0.1}; fewer right answers: {after < right['Mamba']}")
+change = ((theirs - ours).norm() / ours.norm()).item()
+print("the scores change by more than 10 %:", change > 0.1)
 assert change > 0.1
 
 # %% [markdown]
-# The outputs are others. @@SWAPTEXT@@ A model trained with one rule must be run with that rule. This is why the course
+# The outputs are others. A model trained with one rule must be run with that rule. This is why the course
 # uses the code's, with which the published weights were made.
 #
 # **Is one rule better to train with?** No model knows which rule it will get; it learns $B$ and $\Delta$ to suit. We
-# trained the same model from its beginning with each rule. That takes two minutes for the paper's, so the curves are
-# stored; section 14 has the cell that made them.
+# trained the same model from its beginning with each rule. With the paper's this takes some minutes, so the curves are
+# stored; section 14 has the cell that makes them.
 
 # %%
 stored = json.loads(Path("../docs/measurements/05_selection.json").read_text())
@@ -1371,14 +1370,14 @@ axis.set(
 axis.legend(loc="lower right")
 show(
     fig,
-    "Two curves of right answers over the steps of training, for Euler's rule and for zero-order hold",
+    "Right answers over the steps of training, for Euler's rule and for zero-order hold",
 )
-ends = [stored["data"]["copying 32"][name]["test"] for name in ("Mamba", "Mamba, paper's rule")]
-print("at the end, both at least 99 %:", min(ends) >= 0.99)
-assert min(ends) >= 0.99
+print("the paper's rule, at the end:", f"{100 * run['test']:.0f} %")
+assert run["test"] >= 0.99
 
 # %% [markdown]
-# **What to see.** @@SEE12@@ (Measured on @@MACHINE@@; the legend has the accuracy on 1,000 new sequences.) So the
+# **What to see.** Both reach 100 %. On the way they differ no more than two runs of one rule would. (Measured on two
+# cores of an Intel Xeon; the legend has the accuracy on 1,000 new sequences.) So the
 # authors' shortcut costs nothing when one trains with it. It saves an exponential's worth of work in each step.
 #
 # ## 13. Why not make A-bar directly?
@@ -1408,7 +1407,7 @@ assert min(ends) >= 0.99
 
 # %%
 def all_decays(first, A):
-    """A_bar of all states from that of state 0: (batch, L, E), (E, N) -> (batch, L, E, N)."""
+    """A_bar of all states, (batch, L, E, N), from that of state 0, (batch, L, E)."""
     # BEGIN SOLUTION
     return first[..., None] ** (A / A[:, :1])
     # END SOLUTION
@@ -1429,16 +1428,16 @@ class DirectSSM(SelectiveSSM):
 
     def __init__(self, E, N, R, K):
         super().__init__(E, N, R, K)
-        start = F.softplus(self.dt_proj.bias.detach())[:, None] * self.A_log.detach().exp()  # delta |A|
         self.raw = nn.Linear(R, E * N)
-        self.raw.bias.data = -torch.log(torch.expm1(start)).flatten()  # sigmoid of it is exp(-delta |A|)
+        rate = F.softplus(self.dt_proj.bias.data)[:, None] * self.A_log.data.exp()
+        self.raw.bias.data = -torch.log(torch.expm1(rate)).flatten()  # A_bar = exp(-rate)
         del self.dt_proj, self.A_log
 
     def scan(self, u, z, backend="auto", **state):
         dt, B, C = self.x_proj(u).split(self.split, dim=-1)
-        rate = F.softplus(-self.raw(dt)).clamp(min=1e-6).view(*u.shape, -1)  # A_bar = exp(-rate), (B, L, E, N)
-        A = -torch.ones(rate.shape[2:])
-        y = one_by_one(B[:, :, None] * u[..., None] / rate, rate, A, C)  # the scan multiplies by rate again
+        rate = F.softplus(-self.raw(dt)).clamp(min=1e-6).view(*u.shape, -1)  # (B, L, E, N)
+        written = B[:, :, None] * u[..., None] / rate  # the scan multiplies by rate again
+        y = one_by_one(written, rate, -torch.ones(rate.shape[2:]), C)
         return (y + self.D * u) * F.silu(z)
 
 
@@ -1449,7 +1448,16 @@ def direct_block(D):
     return block
 
 
+# %%
+both = MambaBlock(32), direct_block(32)
+count = [sum(p.numel() for p in block.parameters()) for block in both]
+print("parameters of a Mamba block, and with A_bar made directly:", count)
+print("numbers for A_bar from each token:", 64, "and", 64 * 16)
+assert count[1] > count[0]
+
 # %% [markdown]
+# A fifth more parameters, sixteen times as many numbers. The next section has its curve.
+#
 # ## 14. Longer, and another task
 #
 # *Optional.*
@@ -1481,7 +1489,8 @@ class GatedS4D(nn.Module):
         return self.out_proj(self.layer(u) * F.silu(z))
 
 
-same_size = [sum(p.numel() for p in make(32).parameters()) for make in (MambaBlock, GatedS4D)]
+both = MambaBlock(32), GatedS4D(32)
+same_size = [sum(p.numel() for p in block.parameters()) for block in both]
 print("parameters of the two blocks:", same_size)
 assert same_size[0] == same_size[1]
 
@@ -1495,7 +1504,7 @@ assert same_size[0] == same_size[1]
 
 # %%
 def induction(batch, places=64, kinds=16, generator=None):
-    """(tokens, answers): (batch, places), (batch, 1). What came after the mark, when the mark comes again?"""
+    """(tokens, answers): (batch, places), (batch, 1). What came after the mark?"""
     tokens = torch.randint(kinds, (batch, places), generator=generator)
     where = torch.randint(places - 2, (batch, 1), generator=generator)
     answers = tokens.gather(1, where + 1)
@@ -1523,7 +1532,8 @@ def copying_64(batch, generator=None):
 
 
 # %% [markdown]
-# The cell below trains any of them. As it stands it trains none: all together take about ten minutes of one quiet core.
+# The cell below trains any of them. As it stands it trains none: all together take about twelve minutes of one quiet
+# core.
 # To repeat a run, put its pair into the list.
 
 # %% tags=["nbval-ignore-output"]
@@ -1543,7 +1553,7 @@ MEASURE = []  # such as [("induction", "Mamba"), ("copying 64", "S4D")]
 
 
 def measure(task, name):
-    """One training, as it is stored: right answers in training, and on 1,000 new sequences."""
+    """One training: right answers over the steps, and on 1,000 new sequences."""
     make_task, kinds, steps = TASKS[task]
     torch.manual_seed(0)
     model = Reader(MODELS[name], 32, kinds)
@@ -1551,12 +1561,13 @@ def measure(task, name):
     new = make_task(1000, generator=torch.Generator().manual_seed(2))
     run = {"right": [round(share, 4) for share in shares], "test": share_right(model, *new)}
     if task == "induction":
-        longer = {places: induction(100, places, generator=torch.Generator().manual_seed(3)) for places in LENGTHS}
-        run["lengths"] = {places: share_right(model, *new) for places, new in longer.items()}
+        run["lengths"] = {}
+        for places in (64, 128, 256, 512, 1024, 2048, 4096):
+            longer = induction(100, places, generator=torch.Generator().manual_seed(3))
+            run["lengths"][places] = share_right(model, *longer)
     return run
 
 
-LENGTHS = [64, 128, 256, 512, 1024, 2048, 4096]
 for task, name in MEASURE:
     print(task, name, measure(task, name))
 
@@ -1568,67 +1579,55 @@ looks = {
     "S4D in Mamba's block": "purple",
     "Mamba, A-bar direct": "green",
 }
-for axis, task in zip(axes, ("copying 32", "copying 64")):
-    for name, colour in looks.items():
-        run = stored["data"][task].get(name)
-        if run:
-            axis.plot(
-                25 * torch.arange(1, len(run["right"]) + 1),
-                100 * torch.tensor(run["right"]),
-                color=COLOURS[colour],
-                label=name,
-            )
-    axis.set(
-        xlabel="steps of training",
-        title=task.replace("copying", "Selective copying, places:"),
-    )
+for axis, task in zip(axes, ("copying 32", "copying 64"), strict=True):
+    for name in filter(stored["data"][task].__contains__, looks):
+        shares = torch.tensor(stored["data"][task][name]["right"])
+        steps = 25 * torch.arange(1, len(shares) + 1)
+        axis.plot(steps, 100 * shares, color=COLOURS[looks[name]], label=name)
+    axis.set(xlabel="steps of training", title=f"Selective {task} places")
 axes[0].set_ylabel("right answers (%)")
 axes[0].legend(loc="lower right")
-show(fig, "@@ALT14@@")
+show(fig, "Right answers by step: Mamba reaches the top in both tasks, S4D in neither")
 for task in ("copying 32", "copying 64"):
-    print(
-        task,
-        "-",
-        ", ".join(f"{name}: {100 * run['test']:.0f} %" for name, run in stored["data"][task].items()),
-    )
+    for name, run in stored["data"][task].items():
+        print(f"{task}, {name}: {100 * run['test']:.0f} %")
 
 # %% [markdown]
-# @@SEE14@@
+# **What to see.** Left, the short task. With Mamba's gate and convolution (purple), S4D comes near. Right, twice the
+# places, twice the data, twice the kinds: the plain S4D gives less than half of the answers, the one in Mamba's block
+# 70 %, Mamba nearly all. So the block helps, and selection decides. In the paper's table 1, with 4,096 places, the
+# order is the same: S4 18.3 %, S4 in Mamba's block 56.4 %, selection in Mamba's block 99.8 %.
+#
+# Green, left: $\bar A$ made directly works as well here. So the detour over $\Delta$ is no magic. It is thrift: $E$
+# numbers for each token in place of $E N$, and one scale for all states of a channel.
 
 # %%
 fig, axis = plt.subplots(figsize=(6.4, 2.8))
 for name in ("Mamba", "S4D"):
     lengths = stored["data"]["induction"][name]["lengths"]
-    axis.semilogx(
-        list(map(int, lengths)),
-        [100 * share for share in lengths.values()],
-        "o-",
-        color=COLOURS[looks[name]],
-        label=name,
-    )
+    shares = 100 * torch.tensor(list(lengths.values()))
+    places = [int(length) for length in lengths]
+    axis.semilogx(places, shares, "o-", label=name, color=COLOURS[looks[name]])
 axis.axhline(100 / 16, color=COLOURS["grey"], linestyle=":", label="blind guess")
-axis.set(
-    xlabel="length of the test sequences (trained on 64)",
-    ylabel="right answers (%)",
-    ylim=(0, 103),
-)
-axis.set_title("Induction heads")
+axis.set(xlabel="length of the test sequences (trained on 64)", ylabel="right answers (%)")
+axis.set(ylim=(0, 103), title="Induction heads")
 axis.legend(loc="center right")
-show(fig, "@@ALT14B@@")
-print(
-    "on length 64:",
-    {name: f"{100 * run['test']:.0f} %" for name, run in stored["data"]["induction"].items()},
-)
+show(fig, "Right answers by length of the test: Mamba stays near 100 %, S4D near a guess")
+for name, run in stored["data"]["induction"].items():
+    print(f"{name}, on the length it was trained on: {100 * run['test']:.0f} %")
 
 # %% [markdown]
-# @@SEE14B@@
+# **What to see.** Mamba was trained on sequences of 64 tokens. It answers all of the test sequences of 1,024 tokens,
+# and most of those of 4,096: once the answer is in the state, the clock stands still until the mark comes. S4D has not
+# found the trick at all in the same 1,000 steps. The paper's Mamba, trained on 256 tokens, is still exact at a million
+# (section 4.1.2).
 
 # %% [markdown]
 # ## What you built, and where it lives
 #
 # | here | in the package |
 # |---|---|
-# | sections 4 to 6: $\Delta$ as a gate | `minivim/models/mamba.py`: `SelectiveSSM.reset_parameters` sets where it starts |
+# | sections 4 to 6: $\Delta$ as a gate | `SelectiveSSM.reset_parameters` in `minivim/models/mamba.py` sets its start |
 # | (5.5), exercise 05.5 | `SelectiveSSM.select` |
 # | (5.4), exercise 05.6 | `minivim.selective_scan`; as a loop in `minivim/ops/reference.py` |
 # | exercise 05.7 | `MambaBlock.step` |

@@ -40,24 +40,24 @@ def choose_delta(answer: Callable) -> None:
         demand(not delta.isnan().any(), "delta: yours holds NaN (not a number)")
         demand((delta >= 0).all(), f"delta: yours holds {delta.min():.3g}; a step size is never negative")
 
-        def share(keep: float, skip: float, reset: float, tokens: list = tokens) -> Tensor:
+        def share(keep: float, skip: float, reset: float, tokens: tuple = tuple(tokens)) -> Tensor:
             sizes = torch.tensor([{"keep": keep, "skip": skip, "reset": reset}[each] for each in tokens])
             return 1 - torch.exp(-sizes.double())
 
         half = math.log(2)
         causes = {
-            "these are the shares g; the step size is -log(1 - g)": share(0.5, 0, 1),
-            "a step of 0.5 lets in 39 % of the token; one half is log 2": share(0.5, 0, 20),
-            "a step of 1 lets in 63 % of the token; one half is log 2": share(1, 0, 20),
-            "a step of 1 resets only 63 %; for a thousandth it takes 7": share(half, 0, 1),
-            "skip and reset are swapped: a small step leaves the state alone": share(half, 20, 0),
-            "this is -log 2 base 2, or log 2 to the base 2; the natural logarithm is meant": share(
-                math.log10(2), 0, 20
+            "these are the shares g; the step size is -log(1 - g)": share(0.5, 0.0, 1.0),
+            "a step of 0.5 lets in 39 % of the token; one half is log 2": share(0.5, 0.0, 20.0),
+            "a step of 1 lets in 63 % of the token; one half is log 2": share(1.0, 0.0, 20.0),
+            "a step of 1 resets only 63 %; for a thousandth it takes 7": share(half, 0.0, 1.0),
+            "skip and reset are swapped: a small step leaves the state alone": share(half, 20.0, 0.0),
+            "this is the logarithm to the base 10; the natural one is meant": share(
+                math.log10(2), 0.0, 20.0
             ),
-            "keep and skip are swapped: skip leaves the state alone": share(0, half, 20),
-            "keep and reset are swapped": share(20, 0, half),
-            "keep is one half of each here; only skip leaves the state as it is": share(0, 0, 20),
-            "log 1000 = 6.9 is for reset; one half is log 2": share(20, 0, 20),
+            "keep and skip are swapped: skip leaves the state alone": share(0.0, half, 20.0),
+            "keep and reset are swapped": share(20.0, 0.0, half),
+            "keep is one half of each here; only skip leaves the state as it is": share(0.0, 0.0, 20.0),
+            "log 1000 = 6.9 is for reset; one half is log 2": share(20.0, 0.0, 20.0),
         }
         expected = torch.tensor([shares[each] for each in tokens], dtype=torch.float64)
         what = "the share 1 - exp(-delta) of each token"
@@ -78,7 +78,6 @@ def half_life(answer: Callable) -> None:
             "this is log 2 times delta |A|; it must be divided": math.log(2) * delta * -A,
             "divide by both: log 2 / (delta |A|)": math.log(2) / delta * -A,
             "the logarithm is the natural one": math.log10(2) / (delta * -A),
-            "a half-life need not be a whole number": float(round(tokens)),
             "a half-life need not be a whole number of tokens": float(math.ceil(tokens)),
         }
         compare(answer(delta, A), tokens, "the half-life", given=f"delta = {delta}, A = {A}", causes=causes)
@@ -97,10 +96,8 @@ def raw_number(answer: Callable) -> None:
             "this is log g; divide by 1 - g": math.log(g),
             "this is the odds g / (1 - g); take the logarithm": g / (1 - g),
             "this is log delta; softplus is undone by log(exp(delta) - 1)": math.log(delta),
-            "this is softplus of the step; undo it": math.log1p(math.exp(delta)),
+            "softplus is undone by log(exp(delta) - 1), with a minus": math.log1p(math.exp(delta)),
             "this is softplus of g": math.log1p(math.exp(g)),
-            "softplus is undone by log(exp(delta) - 1), with a minus": math.log(math.exp(delta) + 1),
-            "this is exp(delta) - 1; take the logarithm": math.expm1(delta),
             "the step is -log(1 - g), not -log g": math.log(math.expm1(-math.log(g))),
         }
         compare(answer(g), raw, "x", given=f"g = {g}", causes=causes)
@@ -115,12 +112,10 @@ def selective_parameters(answer: Callable) -> None:
             "the bias of W_dt is missing: E numbers": count - E,
             "the bias of W_dt and D are missing: E numbers each": count - 2 * E,
             "A_log is missing: E N numbers": count - E * N,
-            "B and C have N rows each: 2 N": count - E * N - E * N + E * N * 0,
-            "W_dt is missing: R E numbers": count - R * E,
             "W_x is missing": count - E * (R + 2 * N),
             "W_x has no bias": count + R + 2 * N,
             "W_x has rows for B and C, too: R + 2 N": count - 2 * E * N,
-            "W_x has rows for dt, too: R + 2 N": count - E * R,
+            "R E numbers are missing: W_x has R rows for dt, too, and W_dt is (E, R)": count - E * R,
             "W_dt is (E, R), not (E, E): that is what the rank saves": count - R * E + E * E,
             "A_log holds N numbers for each of the E channels": count - E * N + N,
             "A is no (N, N) matrix: a channel has N numbers": count - E * N + E * N * N,
@@ -238,7 +233,6 @@ def conv_step(answer: Callable) -> None:
             "this is a sigmoid; SiLU is x times it": (torch.sigmoid(linear + bias), following),
             "this is ReLU; SiLU is asked for": (F.relu(linear + bias), following),
             "the window has not moved on: leave out the oldest input, add the newest": (y, window),
-            "the next window still holds the oldest input and lacks the newest": (y, inputs[:, :-1]),
             "the next window holds K inputs; the oldest is no longer needed": (y, inputs),
             "in the next window the newest input must be last": (y, following.flip(1)),
             "the new input itself is missing from the convolution": (
@@ -252,7 +246,7 @@ def conv_step(answer: Callable) -> None:
 
 
 def _matrix(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, first: int = 1, last: int = 1) -> Tensor:
-    """(L, L, N): the terms of M[t, s], with delta[s + first .. t + last - 1] in the exponent; zero above the diagonal."""
+    """(L, L, N): the terms of M[t, s], with delta[s + first .. t + last - 1] in the exponent; zero for s > t."""
     L = len(delta)
     M = torch.zeros(L, L, len(A), dtype=torch.float64)
     for t in range(L):
