@@ -106,7 +106,7 @@ def raw_number(answer: Callable) -> None:
 @exercise("05.4", "What selection costs")
 def selective_parameters(answer: Callable) -> None:
     """x_proj, dt_proj with bias, A_log, D."""
-    for E, N, R in [(64, 16, 2), (384, 16, 12), (10, 3, 4)]:
+    for E, N, R in [(64, 16, 5), (384, 16, 12), (10, 3, 4)]:
         count = E * (R + 2 * N) + R * E + E + E * N + E
         causes = {
             "the bias of W_dt is missing: E numbers": count - E,
