@@ -2,13 +2,12 @@
 # # 05 · Selection: Mamba
 #
 # [Chapter 04](04_long_memory.ipynb) ended with models that take in everything, wanted or not. This chapter begins
-# with a task that breaks them
-# and ends with a Mamba block that you have taken apart and put together again. In between stands one idea: let the
-# token choose how far the clock moves.
+# with a task that breaks them and ends with a Mamba block that you have taken apart and put together again. In
+# between stands one idea: let the token choose how far the clock moves.
 #
 # **Learning goals.** After this chapter you can
 # - say why a model with one fixed kernel fails where it must choose by content;
-# - set the step size $\Delta$ by hand so that a token is kept, skipped, or wipes the state clean;
+# - set the step size $\Delta$ by hand so that a token is skipped, mixed in, or wipes the state clean;
 # - compute the half-life of a state, and the raw number that a layer must put out for a wanted share;
 # - name the shapes of $A$, $B$, $C$ and $\Delta$, and say what depends on the token and what does not;
 # - build the selective scan, and Mamba's block around it, line by line;
@@ -166,9 +165,8 @@ class Reader(nn.Module):
 # token by itself.
 #
 # **S4D's block** is that of [chapter 04](04_long_memory.ipynb): the layer, GELU, a linear map. **Mamba's block** is
-# `minivim.MambaBlock`; for now it is a black box, and the rest of the chapter opens it. Both are
-# $D = 32$ numbers wide. Mamba has 16 states in each channel. S4D gets 138, as many as make the two models equally
-# large.
+# `minivim.MambaBlock`; for now it is a black box, and the rest of the chapter opens it. Both are $D = 32$ numbers wide.
+# Mamba has 16 states in each channel. S4D gets 138, as many as make the two models equally large.
 
 
 # %%
@@ -294,7 +292,8 @@ assert right["Mamba"] >= 0.99 and right["S4D"] <= right["Mamba"] - 0.15
 # ([chapter 03](03_recurrence_is_convolution.ipynb)): a token counts by its **age** $t - s$, in the same way whatever it
 # is. A clever embedding can make noise count for nothing, $u = 0$. But the noise still makes the clock tick. Say the
 # second number is wanted. How old is it? That depends on where the noise stood, and it is another age in each
-# sequence. No single kernel can pick it out.
+# sequence. No single kernel can pick it out. (Two layers with a bend in between do better than one kernel, as the
+# curve shows. But they do not get there.)
 #
 # Suppose the clock ticked at data tokens only. Then the second number of four would always be three ticks old at the
 # first question.
@@ -353,11 +352,10 @@ assert close(whole[:, data], short) and whole.shape[1] == 12
 
 # %% [markdown]
 # Mind what this does *not* say. No token was cut out or sampled: twelve tokens went in and twelve outputs came out,
-# also
-# for the noise. "Selective" is about what the **state** takes in.
+# also for the noise. "Selective" is about what the **state** takes in.
 
 # %% [markdown]
-# ## 4. Keep, skip, reset: the step size by hand
+# ## 4. Skip, mix, reset: the step size by hand
 #
 # *Core.*
 #
@@ -372,7 +370,7 @@ assert close(whole[:, data], short) and whole.shape[1] == 12
 # | $\Delta$ | share $g$ of the token | what happens |
 # |---|---|---|
 # | 0 | 0 | **skip**: the old state is kept, the token counts for nothing |
-# | $\log 2 = 0.69$ | ½ | half and half |
+# | $\log 2 = 0.69$ | ½ | **mix**: half and half |
 # | 7 or more | 0.999 or more | **reset**: the past is wiped out, the state is the token |
 #
 # Notice that one number does two things at once. A large $\Delta$ lets the token in *and* forgets the past; a small one
@@ -395,7 +393,7 @@ def gated(u, delta, h=0.0):
 
 token, sizes = torch.tensor([4.0]), torch.tensor([[0], [math.log(2)], [7]])
 by_hand = [gated(token, delta, h=8.0).item() for delta in sizes]
-print("skip, half, reset:", [f"{value:.3g}" for value in by_hand])
+print("skip, mix, reset:", [f"{value:.3g}" for value in by_hand])
 assert close(torch.tensor(by_hand), torch.tensor([8, 6, 4 + 4 * math.exp(-7)]))
 
 # %% [markdown]
@@ -438,10 +436,10 @@ flipbook(draw_stream, range(1, 13), words)
 #
 # **Goal.** Set $\Delta$ by hand. **Difficulty.** recall. **Minutes.** 4. **Core.**
 #
-# `tokens` is a list of strings: `"keep"`, `"skip"` or `"reset"`. They mean, for the state of (5.1):
+# `tokens` is a list of strings: `"skip"`, `"mix"` or `"reset"`. They mean, for the state of (5.1):
 # - `"skip"`: the token counts for nothing, the state stays;
-# - `"reset"`: the state becomes the token, up to a thousandth of what was there before;
-# - `"keep"`: the old state and the token count one half each.
+# - `"mix"`: the old state and the token count one half each;
+# - `"reset"`: the state becomes the token, up to a thousandth of what was there before.
 #
 # Return the step sizes, a tensor of shape (L,).
 #
@@ -454,9 +452,9 @@ flipbook(draw_stream, range(1, 13), words)
 
 # %%
 def choose_delta(tokens):
-    """Step sizes (L,) for a list of L strings: "keep", "skip" or "reset"."""
+    """Step sizes (L,) for a list of L strings: "skip", "mix" or "reset"."""
     # BEGIN SOLUTION
-    sizes = {"keep": math.log(2), "skip": 0.0, "reset": 10.0}
+    sizes = {"skip": 0.0, "mix": math.log(2), "reset": 10.0}
     return torch.tensor([sizes[token] for token in tokens])
     # END SOLUTION
 
@@ -617,9 +615,8 @@ assert close(share, torch.sigmoid(x))
 # *Core.*
 #
 # One channel with one state is enough to understand the gate. The layer has $E$ channels with $N$ states each. Here are
-# its letters, with the small numbers of the picture: $E = 3$ channels, $N = 4$ states, and for a batch of sequences
-# with
-# $L$ tokens.
+# its letters, with the small numbers of the picture: $E = 3$ channels, $N = 4$ states, and for a batch of
+# sequences with $L$ tokens.
 #
 # | letter | shape | depends on the token? | says |
 # |---|---|---|---|
@@ -627,7 +624,7 @@ assert close(share, torch.sigmoid(x))
 # | $\Delta$ | (B, L, E) | yes | how far each channel's clock moves |
 # | $B$ | (B, L, N) | yes | into which states the token is written |
 # | $C$ | (B, L, N) | yes | which states are read |
-# | $h$ | (B, E, N) | the memory | |
+# | $h$ | (B, E, N) | through these | the memory |
 #
 # *Mamba, Algorithm 2, with our letters; the paper's $D$ is our $E$.* The first (B, …) in a shape is the batch, as
 # everywhere in this course.
@@ -673,7 +670,7 @@ print("states:", 3 * 4, " numbers that a token brings: delta", 3, ", B", 4, ", C
 #
 # Four things that go wrong when one reads the code for the first time:
 # - *"A is rectangular."* It is $E$ diagonals, one below the other. Each belongs to a system of its own.
-# - *"E is the batch."* No. The systems of one token share $B$ and $C$. The batch does not.
+# - *"E is the batch."* It counts the channels of one sequence, and they share $B$ and $C$. Sequences share nothing.
 # - *"$e^{\Delta A}$ is a matrix exponential."* For a diagonal matrix it is the exponential number by number. For any
 #   other it is not.
 # - *"A depends on the token."* It does not. $\bar A = e^{\Delta A}$ does, but only through $\Delta$.
@@ -724,7 +721,7 @@ assert not close(torch.matrix_exp(dense), torch.exp(dense), 0.1)
 #
 # Here $h$ is an (E, N) table, $\odot$ is the product number by number, $\Delta[t]$ multiplies row by row, and
 # $(\dots) B^\top$ is a column times a row. *Mamba, Eq. 2 and Algorithm 2; $\Delta B$ in place of the exact integral is
-# what the code does. Section 11 looks at the difference.*
+# what the code does. Section 12 looks at the difference.*
 #
 # **Why the log of A?** The code has a parameter `A_log` and computes $A = -e^{\text{A\_log}}$. It is not the logarithm
 # of $A$, which is negative and has none. It is a way to keep the sign: whatever training does to `A_log`, $A$ stays
@@ -1104,9 +1101,8 @@ print("the data tokens stand at", data[0].nonzero().flatten().tolist())
 # few tokens write, three places after each of the data tokens (why three, we see in a moment). Their columns go on
 # downwards, unfaded while noise passes; a later data token makes them paler. All else is nearly zero.
 #
-# Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it must
-# be
-# another matrix.
+# Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it
+# must be another matrix.
 
 # %%
 u = inside(models["Mamba"], test[0], 1)[0][0, :, loud]
@@ -1142,10 +1138,9 @@ assert close(of_mamba @ u, y, 1e-4) and not close(of_mamba, of_another)
 #
 # <details><summary>Answers to the questions</summary>
 #
-# $\Delta[s] = 0$: column s, because the token writes nothing. Row s stays: it can read. $\Delta[s]$ huge: all entries
-# to
-# the left of column s in the rows from s on, because what was there before is wiped out. Toeplitz: if all three are the
-# same for all tokens. Then $M[t, s] = K[t - s]$, and this is S4D again.
+# $\Delta[s] = 0$: column s, because the token writes nothing. Row s stays: it can read. $\Delta[s]$ huge: all entries to
+# the left of column s in the rows from s on, because what was there before is wiped out. Toeplitz: if all three are
+# the same for all tokens. Then $M[t, s] = K[t - s]$, and this is S4D again.
 #
 # </details>
 
@@ -1233,8 +1228,7 @@ assert fast[loud] > 10 * slow[loud]
 
 # %% [markdown]
 # **What to see.** Staircases. The lines rise within the three places after a data token, a dot. In between they are
-# flat. This is
-# the second clock of section 3, learned.
+# flat. This is the second clock of section 3, learned.
 #
 # **Which choice matters?** $\Delta$, $B$ and $C$ all depend on the token. We take one of them away: in the second
 # block, we replace it by its mean over all tokens, and count what the model still gets right.
@@ -1350,8 +1344,7 @@ assert change > 0.1
 
 # %% [markdown]
 # The outputs are others, and about one answer in ten has become wrong. A model trained with one rule must be run with
-# that rule. This is why the course
-# uses the code's, with which the published weights were made.
+# that rule. This is why the course uses the code's, with which the published weights were made.
 #
 # **Is one rule better to train with?** No model knows which rule it will get; it learns $B$ and $\Delta$ to suit. We
 # trained the same model from its beginning with each rule. With the paper's this takes some minutes, so the curves are
@@ -1383,9 +1376,9 @@ print("the paper's rule, at the end:", f"{100 * run['test']:.0f} %")
 assert run["test"] >= 0.99
 
 # %% [markdown]
-# **What to see.** Both reach 100 %. On the way they differ no more than two runs of one rule would. (Measured on two
-# cores of an Intel Xeon; the legend has the accuracy on 1,000 new sequences.) So the
-# authors' shortcut costs nothing when one trains with it. It saves an exponential's worth of work in each step.
+# **What to see.** Both reach 100 %. On the way they hardly differ. (Measured on an Intel Xeon; the legend has the
+# accuracy on 1,000 new sequences.) So the authors' shortcut costs nothing when one trains with it, and it saves a
+# division for each state at each step.
 #
 # ## 13. Why not make A-bar directly?
 #
@@ -1505,8 +1498,8 @@ assert same_size[0] == same_size[1]
 # **Induction heads.** The second task of Mamba's paper (section 4.1.2). A sequence of random tokens holds one special
 # mark. At the very end the mark comes again. The answer is the token that came after the first mark: *"… Harry Potter
 # … Harry"* → *"Potter"*. Now the wanted token looks like any other. What makes it wanted stands *before* it. Here the
-# convolution in front of the scan is needed: it tells a token who its neighbours are, and so lets $\Delta$ and $B$
-# depend on them.
+# convolution in front of the scan helps: it tells a token who its neighbours are, and so lets $\Delta$ and $B$ depend
+# on them.
 
 
 # %%
@@ -1540,8 +1533,7 @@ def copying_64(batch, generator=None):
 
 # %% [markdown]
 # The cell below trains any of them. As it stands it trains none: all together take about twelve minutes of one quiet
-# core.
-# To repeat a run, put its pair into the list.
+# core. To repeat a run, put its pair into the list.
 
 # %% tags=["nbval-ignore-output"]
 MODELS = {
@@ -1625,8 +1617,8 @@ for name, run in stored["data"]["induction"].items():
 
 # %% [markdown]
 # **What to see.** Mamba was trained on sequences of 64 tokens. It answers all of the test sequences of 1,024 tokens,
-# and most of those of 4,096: once the answer is in the state, the clock stands still until the mark comes. S4D has not
-# found the trick at all in the same 1,000 steps. The paper's Mamba, trained on 256 tokens, is still exact at a million
+# and most of those of 4,096: the state keeps the answer that long. S4D has not found the trick at all in the same 1,000
+# steps. The paper's Mamba, trained on 256 tokens, is still exact at a million
 # (section 4.1.2).
 
 # %% [markdown]
@@ -1638,7 +1630,7 @@ for name, run in stored["data"]["induction"].items():
 # | (5.5), exercise 05.5 | `SelectiveSSM.select` |
 # | (5.4), exercise 05.6 | `minivim.selective_scan`; as a loop in `minivim/ops/reference.py` |
 # | exercise 05.7 | `MambaBlock.step` |
-# | section 8, eight lines | `minivim.MambaBlock` |
+# | section 8, nine lines | `minivim.MambaBlock` |
 #
 # You can now say what happens to a token when $\Delta$ is large, and why there is no kernel. What is missing is speed:
 # a loop over tokens is slow. [Chapter 06](06_scans.ipynb) shows that a recurrence need not be a loop.

@@ -33,15 +33,15 @@ def _row(found: object, length: int, what: str) -> Tensor:
 
 @exercise("05.1", "Hold what is marked")
 def choose_delta(answer: Callable) -> None:
-    """Any step sizes that keep half, skip and reset; what is compared is the share of the token."""
-    shares = {"keep": 0.5, "skip": 0.0, "reset": 1.0}
-    for tokens in (["skip", "keep", "reset", "skip", "keep"], ["reset", "keep"], ["keep", "skip", "skip"]):
+    """Any step sizes that skip, mix and reset; what is compared is the share of the token."""
+    shares = {"mix": 0.5, "skip": 0.0, "reset": 1.0}
+    for tokens in (["skip", "mix", "reset", "skip", "mix"], ["reset", "mix"], ["mix", "skip", "skip"]):
         delta = _row(answer(list(tokens)), len(tokens), "delta")
         demand(not delta.isnan().any(), "delta: yours holds NaN (not a number)")
         demand((delta >= 0).all(), f"delta: yours holds {delta.min():.3g}; a step size is never negative")
 
-        def share(keep: float, skip: float, reset: float, tokens: tuple = tuple(tokens)) -> Tensor:
-            sizes = torch.tensor([{"keep": keep, "skip": skip, "reset": reset}[each] for each in tokens])
+        def share(mix: float, skip: float, reset: float, tokens: tuple = tuple(tokens)) -> Tensor:
+            sizes = torch.tensor([{"mix": mix, "skip": skip, "reset": reset}[each] for each in tokens])
             return 1 - torch.exp(-sizes.double())
 
         half = math.log(2)
@@ -51,12 +51,10 @@ def choose_delta(answer: Callable) -> None:
             "a step of 1 lets in 63 % of the token; one half is log 2": share(1.0, 0.0, 20.0),
             "a step of 1 resets only 63 %; for a thousandth it takes 7": share(half, 0.0, 1.0),
             "skip and reset are swapped: a small step leaves the state alone": share(half, 20.0, 0.0),
-            "this is the logarithm to the base 10; the natural one is meant": share(
-                math.log10(2), 0.0, 20.0
-            ),
-            "keep and skip are swapped: skip leaves the state alone": share(0.0, half, 20.0),
-            "keep and reset are swapped": share(20.0, 0.0, half),
-            "keep is one half of each here; only skip leaves the state as it is": share(0.0, 0.0, 20.0),
+            "this is the logarithm to the base 10; the natural one is meant": share(math.log10(2), 0.0, 20.0),
+            "mix and skip are swapped: skip leaves the state alone": share(0.0, half, 20.0),
+            "mix and reset are swapped": share(20.0, 0.0, half),
+            "mix is one half of each; only skip leaves the state as it is": share(0.0, 0.0, 20.0),
             "log 1000 = 6.9 is for reset; one half is log 2": share(20.0, 0.0, 20.0),
         }
         expected = torch.tensor([shares[each] for each in tokens], dtype=torch.float64)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from minivim import selective_scan
 
 
-def steps(keep, skip, reset):
-    return lambda tokens: torch.tensor([{"keep": keep, "skip": skip, "reset": reset}[token] for token in tokens])
+def steps(mix, skip, reset):
+    return lambda tokens: torch.tensor([{"mix": mix, "skip": skip, "reset": reset}[token] for token in tokens])
 
 
 def project(u, x_weight, dt_weight, dt_bias, N, order=(0, 1, 2), bend=F.softplus, late_bias=False):
@@ -70,8 +70,8 @@ WRONG = {
         (steps(0.5, 0.0, 20.0), "39 %"),
         (steps(math.log(2), 20.0, 0.0), "skip and reset are swapped"),
         (steps(math.log(2), 0.0, 1.0), "resets only 63 %"),
-        (steps(0.0, 0.0, 10.0), "keep is one half of each"),
-        (steps(0.0, math.log(2), 10.0), "keep and skip are swapped"),
+        (steps(0.0, 0.0, 10.0), "mix is one half of each"),
+        (steps(0.0, math.log(2), 10.0), "mix and skip are swapped"),
         (steps(-math.log(2), 0.0, 10.0), "never negative"),
         (lambda tokens: 10.0, "yours has shape"),
     ],
