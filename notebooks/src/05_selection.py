@@ -943,7 +943,7 @@ A = -torch.exp(ssm.A_log)  # (E, N)
 y = selective_scan(u, delta, A, B, C) + ssm.D * u
 out = F.linear(y * F.silu(z), block.out_proj.weight)  # (B, L, D)
 print(
-    "eight lines equal minivim.MambaBlock:",
+    "nine lines equal minivim.MambaBlock:",
     close(out, block(tokens_in), 1e-4),
     " shape:",
     tuple(out.shape),
@@ -1138,7 +1138,8 @@ assert close(of_mamba @ u, y, 1e-4) and not close(of_mamba, of_another)
 #
 # <details><summary>Answers to the questions</summary>
 #
-# $\Delta[s] = 0$: column s, because the token writes nothing. Row s stays: it can read. $\Delta[s]$ huge: all entries to
+# $\Delta[s] = 0$: column s, because the token writes nothing. Row s stays: it can read. $\Delta[s]$ huge: all entries
+# to
 # the left of column s in the rows from s on, because what was there before is wiped out. Toeplitz: if all three are
 # the same for all tokens. Then $M[t, s] = K[t - s]$, and this is S4D again.
 #
