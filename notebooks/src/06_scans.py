@@ -22,22 +22,12 @@
 # Previous: [05 Selection](05_selection.ipynb) · Next: [07 Kernels](07_kernels.ipynb) · [The map](00_start_here.ipynb)
 
 # %%
-import json
 import math
-import time
-import weakref
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
-from minivim import selective_scan
 from minivim.course import check
-from minivim.figures import COLOURS, arrow, box, canvas, flipbook, show, use_style
-from minivim.ops import scan_reference
+from minivim.figures import arrow, box, canvas, flipbook, show, use_style
 
 use_style()
 torch.set_default_dtype(torch.float64)
@@ -145,3 +135,294 @@ def two_in_one(first, second):
 
 # %%
 check("06.1", two_in_one)
+
+# %% [markdown]
+# ## 3. May the brackets move?
+#
+# *Core.*
+#
+# Four steps can be put together from the left, $((s_0 \bullet s_1) \bullet s_2) \bullet s_3$. That is the chain again.
+# Or two people take two steps each, at the same time, and a third puts the halves together: $(s_0 \bullet s_1) \bullet
+# (s_2 \bullet s_3)$. Both must give the same. A rule for which brackets may move is called **associative**:
+#
+# $$(x \bullet y) \bullet z = x \bullet (y \bullet z) \tag{6.3}$$
+
+
+# %%
+def and_then(first, second):
+    """The rule (6.2) on two pairs."""
+    (a_1, b_1), (a_2, b_2) = first, second
+    return a_2 * a_1, a_2 * b_1 + b_2
+
+
+def text(pair):
+    return f"({pair[0].item():.3g}, {pair[1].item():.3g})"
+
+
+steps = list(zip(a, b, strict=True))
+left, right = and_then(*steps[:2]), and_then(*steps[2:])
+chain = and_then(and_then(left, steps[2]), steps[3])
+print("chain:", text(chain), " tree:", text(and_then(left, right)))
+assert chain == and_then(left, right) and chain[1] == loop(a, b)[-1]
+
+# %%
+figure, axis = canvas(8.2, 2.9)
+for shift, edges, title in (
+    (0, [((0.5, 1), (1.4, 1)), ((1.4, 1), (2.3, 2)), ((2.3, 2), (3.2, 3))], "a chain: 3 rounds"),
+    (4.3, [((0.9, 1), (2, 3)), ((2.7, 1), (2, 3))], "a tree: 2 rounds"),
+):
+    axis.text(1.85 + shift, 2.72, title, ha="center", fontsize=10)
+    for t, pair in enumerate(steps):
+        box(axis, 0.5 + 0.9 * t + shift, 2.3, text(pair), 0.8, 0.34, "orange")
+chain_boxes = [(0.95, 1.65, left), (1.85, 1.0, and_then(left, steps[2])), (2.75, 0.35, chain)]
+tree_boxes = [(5.25, 1.65, left), (7.05, 1.65, right), (6.15, 1.0, chain)]
+for x, y, pair in chain_boxes + tree_boxes:
+    box(axis, x, y, text(pair), 1.15, 0.34)
+lines = [((0.5, 2.13), (0.85, 1.82)), ((1.4, 2.13), (1.05, 1.82)), ((2.3, 2.13), (2.0, 1.17))]
+lines += [((1.05, 1.48), (1.7, 1.17)), ((3.2, 2.13), (2.95, 0.52)), ((1.95, 0.83), (2.6, 0.52))]
+lines += [((4.8, 2.13), (5.15, 1.82)), ((5.7, 2.13), (5.35, 1.82)), ((6.6, 2.13), (6.95, 1.82))]
+lines += [((7.5, 2.13), (7.15, 1.82)), ((5.4, 1.48), (6.0, 1.17)), ((6.9, 1.48), (6.3, 1.17))]
+for start, end in lines:
+    arrow(axis, start, end, colour="grey")
+show(figure, "The four steps joined one by one in three rounds, and in two halves in two rounds; same result")
+print("joins in the chain:", len(chain_boxes), " in the tree:", len(tree_boxes))
+
+# %% [markdown]
+# **What to see.** Three joins each, and the same last box. In the tree two of them happen at the same time.
+#
+# **Test before you scan.** A scan cannot notice that its rule is not associative. It returns numbers, and they are
+# wrong. This happens: somebody wants a running sum that fades, $y \leftarrow 0.9\,y + x$, hands the rule "0.9 times
+# left, plus right" to a library's parallel scan, and wonders about the result. So try (6.3) on random triples first.
+
+
+# %%
+def gap(rule, draw, triples=1000):
+    """How far (x . y) . z and x . (y . z) are apart, at most, on random triples."""
+    worst = 0.0
+    for _ in range(triples):
+        x, y, z = draw(), draw(), draw()
+        one, other = rule(rule(x, y), z), rule(x, rule(y, z))
+        worst = max(worst, *((p - q).abs().max().item() for p, q in zip(one, other, strict=True)))
+    return worst
+
+
+torch.manual_seed(0)
+number, pair = lambda: (torch.randn(()),), lambda: (torch.rand(()), torch.randn(()))
+matrix = lambda: (torch.randn(3, 3),)  # noqa: E731 (three of a kind)
+RULES = {
+    "pairs, (6.2)": (and_then, pair),
+    "the larger": (lambda x, y: (torch.maximum(x[0], y[0]),), number),
+    "matrix product": (lambda x, y: (y[0] @ x[0],), matrix),
+    "0.9 left + right": (lambda x, y: (0.9 * x[0] + y[0],), number),
+    "mean of the two": (lambda x, y: ((x[0] + y[0]) / 2,), number),
+}
+gaps = {name: gap(*rule) for name, rule in RULES.items()}
+for name, worst in gaps.items():
+    print(f"{name:>17}: {'associative' if worst < 1e-12 else f'NOT associative, off by {worst:.1g}'}")
+assert [worst < 1e-12 for worst in gaps.values()] == [True, True, True, False, False]
+
+# %% [markdown]
+# The rule 0.9 left + right is off by more than rounding. Why? Take 0.5, and the numbers 8, 2, 1. From the left:
+# $0.5\,(0.5 \cdot 8 + 2) + 1 = 4$, which is right. With the other brackets: $0.5 \cdot 8 + (0.5 \cdot 2 + 1) = 6$. The
+# 8 has passed **two** steps and was halved once. A number alone does not tell how many steps it stands for. The pair
+# $(a, b)$ does: its $a$ is what the whole part multiplies by.
+#
+# Two small print lines. Associative is not *commutative*: brackets may move, neighbours may not be exchanged, so every
+# scan below minds which one comes first. And in floating point (6.3) holds up to rounding. So a parallel scan and a
+# loop differ in the last digits, and neither is wrong.
+#
+# ### Exercise 06.2 · Mend the rule
+#
+# **Goal.** Make a rule associative by carrying more. **Difficulty.** derive. **Minutes.** 7. **Core.**
+#
+# Parts are pairs (value, count): a value with how many steps it stands for. One step is $(x, 1)$. Return `left` and
+# then `right` as one part, so that values fade by `g` (a float, for example 0.9) with each step, however the brackets
+# stand.
+#
+# <details><summary>Hint</summary>
+#
+# Everything in the left value must pass all steps of the right part. How often is it multiplied by g on its way?
+#
+# </details>
+
+
+# %%
+def fading_sum(left, right, g):
+    """The part that stands for `left` and then `right`; parts are (value, count), g a float."""
+    # BEGIN SOLUTION
+    (value_1, count_1), (value_2, count_2) = left, right
+    return g**count_2 * value_1 + value_2, count_1 + count_2
+    # END SOLUTION
+
+
+# %%
+check("06.2", fading_sum)
+
+# %% [markdown]
+# ## 4. All states in $\log_2 L$ rounds: Hillis and Steele
+#
+# *Core.*
+#
+# A tree gives the last state. We want **all**: $s_0$, then $s_0 \bullet s_1$, then $s_0 \bullet s_1 \bullet s_2$, and so
+# on. This is called a **scan**.
+#
+# To compare ways of doing it we count in one currency, the **combine**: one use of (6.2) for one sequence. **Work** is
+# how many there are in all. **Depth** is how many rounds must wait for each other; inside a round all combines can
+# happen at once. The function below notes for each round how many combines it does. The time axis may be split into
+# several; the last axis are the sequences.
+
+# %%
+rounds = []  # how many combines each round has done
+
+
+def combine(first, second):
+    """(6.2) for many pairs at once: one round. a and b are (..., S)."""
+    (a_1, b_1), (a_2, b_2) = first, second
+    rounds.append(a_2.shape[:-1].numel())
+    return a_2 * a_1, a_2 * b_1 + b_2
+
+
+def count(scan, L):
+    """(work, depth) of a scan of L steps."""
+    rounds.clear()
+    scan(torch.rand(L, 1), torch.rand(L, 1))
+    return sum(rounds), len(rounds)
+
+
+# %%
+def sequential(a, b):
+    """All prefixes, one after the other: a, b (L, S) -> h (L, S)."""
+    prefixes = [(a[0], b[0])]
+    for step in zip(a[1:, None], b[1:, None], strict=True):
+        prefixes.append(combine(prefixes[-1], step))
+    return torch.stack([h.view(-1) for _, h in prefixes])
+
+
+print("sequential, L = 8: work, depth =", count(sequential, 8))
+assert count(sequential, 8) == (7, 7)
+
+# %% [markdown]
+# The loop does one combine a round: work $L - 1$, depth $L - 1$. No scan can do with less work: each combine can finish
+# one state.
+#
+# **Hillis and Steele** (1986): in the first round every step joins with the one before it. Then every part stands for
+# two steps. In the next round every part joins with the part two places before, then four, then eight. Press *play*.
+
+
+# %%
+def label(first, last):
+    return f"{first}" if first == last else f"{first}–{last}"
+
+
+def draw_hillis_steele(figure, frame):
+    axis = figure.add_subplot()
+    axis.set(xlim=(-0.6, 7.6), ylim=(3.5, -0.5))
+    axis.axis("off")
+    for level in range(4):
+        lit, distance = level <= (frame + 1) // 2, 2 ** (level - 1)
+        for t in range(8):
+            first = max(0, t - 2**level + 1)
+            colour = ("green" if first == 0 else "blue") if level <= frame // 2 else "white"
+            box(axis, t, level, label(first, t) if colour != "white" else "", 0.72, 0.46, colour)
+            if level and lit and t >= distance:
+                arrow(axis, (t - distance, level - 0.77), (t - 0.1, level - 0.23), colour="orange")
+            if level and lit:
+                arrow(axis, (t, level - 0.77), (t, level - 0.23), colour="grey")
+    done = sum(8 - 2**level for level in range((frame + 1) // 2))
+    axis.set_title(f"round {(frame + 1) // 2} of 3: {done} combines so far")
+
+
+print("rounds:", math.ceil(math.log2(8)), " combines:", (8 - 1) + (8 - 2) + (8 - 4))
+flipbook(draw_hillis_steele, range(7), "Hillis and Steele: eight steps, all prefixes in three rounds")
+
+# %% [markdown]
+# **What to see.** A box says which steps it stands for. Green boxes begin at step 0: they are finished states. After
+# each round twice as many are green. An orange arrow brings the part from further left, a grey one the part itself.
+
+
+# %%
+def hillis_steele(a, b):
+    """All prefixes in ceil(log2 L) rounds: a, b (L, S) -> h (L, S)."""
+    distance = 1
+    while distance < len(a):
+        joined = combine((a[:-distance], b[:-distance]), (a[distance:], b[distance:]))
+        a, b = (torch.cat((old[:distance], new)) for old, new in zip((a, b), joined, strict=True))
+        distance *= 2
+    return b
+
+
+assert largest_error(hillis_steele(a[:, None], b[:, None])[:, 0], loop(a, b)) == 0
+print("L = 8: work, depth =", count(hillis_steele, 8), "; L = 1024:", count(hillis_steele, 1024))
+assert count(hillis_steele, 1024) == (1024 * 10 - 1023, 10)
+
+# %% [markdown]
+# Ten rounds in place of 1,023. But look at the work: 9,217 combines in place of 1,023. For L a power of 2 it is
+# $L \log_2 L - L + 1$. **A parallel scan is not less work. It is more work, with less waiting.**
+#
+# ### Exercise 06.3 · Count for any length
+#
+# **Goal.** Know the price exactly. **Difficulty.** derive. **Minutes.** 6. **Optional.**
+#
+# For a whole number `L` from 1 on, not only a power of 2, return the pair (work, depth) of Hillis and Steele's scan.
+#
+# <details><summary>Hint</summary>
+#
+# The round with distance d joins all positions that have one d places before them. How many are these? The distances
+# are 1, 2, 4, ..., as long as d < L.
+#
+# </details>
+
+
+# %%
+def hillis_steele_cost(L):
+    """(work, depth) of Hillis and Steele's scan of L steps; whole numbers."""
+    # BEGIN SOLUTION
+    distances = [2**k for k in range((L - 1).bit_length())]
+    return sum(L - distance for distance in distances), len(distances)
+    # END SOLUTION
+
+
+# %%
+check("06.3", hillis_steele_cost)
+
+# %% [markdown]
+# ## 5. Nothing twice: Blelloch
+#
+# *Core.*
+#
+# Hillis and Steele compute much twice: steps 0–3 are joined anew for position 4, 5, 6 and 7. **Blelloch** (1990) walks
+# through one tree two times.
+#
+# - **Up.** Neighbours join, then the joins join, up to the root. Every part remembers what it stands for. The waiting
+#   halves from floor to floor: $L/2 + L/4 + \dots + 1 = L - 1$ combines.
+# - **Down.** Every part learns what came **before** it. Before the root came nothing: the identity $(1, 0)$. A left
+#   half has the same before it as its parent. A right half has, in addition, the left half: *before the parent*
+#   $\bullet$ *left half*. One combine for each parent: $L - 1$ again.
+#
+# At the bottom each step knows all that came before it. That is the state *before* the step, so one shift to the left
+# gives $h$, and the root gives the last one.
+
+
+# %%
+def draw_blelloch(figure, frame):
+    axis = figure.add_subplot()
+    axis.set(xlim=(-0.6, 7.6), ylim=(-0.5, 3.55))
+    axis.axis("off")
+    for level in range(4):
+        width, down = 2**level, frame >= 7 - level
+        for first in range(0, 8, width):
+            x, last = first + (width - 1) / 2, first + width - 1
+            name = "" if level > frame else f"{label(first, last)}"
+            before = f"\nbefore: {label(0, first - 1) if first else '–'}" if down else ""
+            colour = "white" if level > frame else "green" if down else "blue"
+            box(axis, x, level, name + before, 0.94 if level == 0 else 1.5, 0.62, colour)
+            if level and frame >= level:
+                for child in (x - width / 4, x + width / 4):
+                    top, bottom = (x, level - 0.31), (child, level - 0.69)
+                    arrow(axis, *((top, bottom) if frame >= 8 - level else (bottom, top)), colour="grey")
+    combines = sum(8 // 2**k for k in range(1, min(frame, 3) + 1)) + sum(2**k for k in range(frame - 4))
+    axis.set_title(f"{'up' if frame < 4 else 'down'}: {combines} combines so far")
+
+
+print("combines: up", 4 + 2 + 1, " down", 1 + 2 + 4, " rounds:", 2 * 3)
+flipbook(draw_blelloch, range(8), "Blelloch: up the tree and down again, eight steps in six rounds")
