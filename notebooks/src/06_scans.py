@@ -22,12 +22,22 @@
 # Previous: [05 Selection](05_selection.ipynb) · Next: [07 Kernels](07_kernels.ipynb) · [The map](00_start_here.ipynb)
 
 # %%
+import json
 import math
+import time
+import weakref
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
+from minivim import selective_scan
 from minivim.course import check
-from minivim.figures import arrow, box, canvas, flipbook, show, use_style
+from minivim.figures import COLOURS, arrow, box, canvas, flipbook, show, use_style
+from minivim.ops import scan_reference
 
 use_style()
 torch.set_default_dtype(torch.float64)
@@ -167,10 +177,7 @@ assert chain == and_then(left, right) and chain[1] == loop(a, b)[-1]
 
 # %%
 figure, axis = canvas(8.2, 2.9)
-for shift, edges, title in (
-    (0, [((0.5, 1), (1.4, 1)), ((1.4, 1), (2.3, 2)), ((2.3, 2), (3.2, 3))], "a chain: 3 rounds"),
-    (4.3, [((0.9, 1), (2, 3)), ((2.7, 1), (2, 3))], "a tree: 2 rounds"),
-):
+for shift, title in ((0, "a chain: 3 rounds"), (4.3, "a tree: 2 rounds")):
     axis.text(1.85 + shift, 2.72, title, ha="center", fontsize=10)
     for t, pair in enumerate(steps):
         box(axis, 0.5 + 0.9 * t + shift, 2.3, text(pair), 0.8, 0.34, "orange")
@@ -426,3 +433,248 @@ def draw_blelloch(figure, frame):
 
 print("combines: up", 4 + 2 + 1, " down", 1 + 2 + 4, " rounds:", 2 * 3)
 flipbook(draw_blelloch, range(8), "Blelloch: up the tree and down again, eight steps in six rounds")
+
+# %% [markdown]
+# **What to see.** Blue boxes climb: each says which steps it stands for. Then green runs down: each box also says what
+# lies before it. The root has nothing before it. At the end every step knows its past, from 0 to the one before it.
+#
+# The code needs a length that is a power of 2. Other lengths are filled up with steps that do nothing, $(1, 0)$. A
+# zero in place of the 1 would wipe out the state.
+
+
+# %%
+def padded(a, b, multiple):
+    """a and b with identity steps (1, 0) at the end, so that `multiple` divides L."""
+    extra = -len(a) % multiple
+    return torch.cat((a, a.new_ones(extra, a.shape[1]))), torch.cat((b, b.new_zeros(extra, b.shape[1])))
+
+
+def interleaved(even, odd):
+    """The two tensors in turns, along the first dimension."""
+    return torch.stack((even, odd), dim=1).flatten(0, 1)
+
+
+def blelloch(a, b):
+    """All prefixes in 2 log2 L rounds, up a tree and down again: a, b (L, S) -> h (L, S)."""
+    L = len(a)
+    floors = [padded(a, b, 2 ** (L - 1).bit_length())]
+    while len(floors[-1][0]) > 1:  # up
+        a, b = floors[-1]
+        floors.append(combine((a[0::2], b[0::2]), (a[1::2], b[1::2])))
+    a_all, b_all = floors.pop()
+    before = torch.ones_like(a_all), torch.zeros_like(b_all)
+    for a, b in reversed(floors):  # down
+        before_right = combine(before, (a[0::2], b[0::2]))
+        before = tuple(map(interleaved, before, before_right))
+    return torch.cat((before[1][1:], b_all))[:L]
+
+
+# %%
+assert largest_error(blelloch(a[:, None], b[:, None])[:, 0], loop(a, b)) == 0
+for L in (8, 64, 1024):
+    work, depth = count(blelloch, L)
+    print(f"L = {L:>4}: work {work:>4}, depth {depth:>2}")
+    assert (work, depth) == (2 * (L - 1), 2 * math.log2(L))
+
+# %% [markdown]
+# Twice the work of the loop, whatever L is. So "a parallel scan costs $O(L \log L)$" is true for Hillis and Steele and
+# false for Blelloch. And twice is still not less.
+#
+# ## 6. In chunks
+#
+# *Core.*
+#
+# Trees are not the only way. A few workers may share the steps as people would: cut the sequence into chunks of K steps.
+#
+# 1. **Inside.** Each worker walks through its own chunk, as if nothing came before. All walk at the same time.
+# 2. **Carry.** The last prefix of each chunk is handed on, from chunk to chunk.
+# 3. **Fix.** Each chunk puts what it was handed in front of its other prefixes. One round.
+
+
+# %%
+def draw_chunks(figure, frame):
+    axis = figure.add_subplot()
+    axis.set(xlim=(-1.3, 3.6), ylim=(2.5, -0.5))
+    axis.axis("off")
+    for chunk in range(3):
+        axis.text(-0.95, chunk, f"chunk {chunk}", ha="center", va="center", fontsize=9)
+        for k in range(4):
+            t, carried = 4 * chunk + k, frame >= 3 + chunk if k == 3 else frame >= 6
+            known, final = frame >= k, frame >= k and (chunk == 0 or carried)
+            name = label(0 if final else 4 * chunk, t) if known else ""
+            colour = "green" if final else "blue" if known else "white"
+            box(axis, k, chunk, name, 0.72, 0.5, colour)
+            if 0 < k <= frame and frame < 4:
+                arrow(axis, (k - 0.64, chunk), (k - 0.36, chunk), colour="grey")
+        if 0 < chunk <= frame - 3:
+            arrow(axis, (3, chunk - 0.75), (3, chunk - 0.25), colour="orange")
+            for k in range(3 if frame >= 6 else 0):
+                arrow(axis, (2.7, chunk - 0.8), (k, chunk - 0.25), colour="orange")
+    axis.set_title(["inside", "carry", "fix"][(frame > 3) + (frame > 5)] + f": round {frame}")
+
+
+print("combines: inside", 3 * 3, " carry", 2, " fix", 2 * 3, " rounds:", 3 + 2 + 1)
+flipbook(draw_chunks, range(7), "A scan in chunks: three chunks of four steps, six rounds")
+
+# %% [markdown]
+# **What to see.** Three rounds inside, all chunks at once (the first chunk is green at once: nothing comes before it).
+# Two rounds hand on the last column. One round finishes all the rest.
+
+
+# %%
+def chunked(a, b, K):
+    """All prefixes by chunks of K steps: a, b (L, S) -> h (L, S)."""
+    L = len(a)
+    a, b = (x.unflatten(0, (-1, K)) for x in padded(a, b, K))  # (chunks, K, S)
+    inside = [(a[:, 0], b[:, 0])]
+    for k in range(1, K):
+        inside.append(combine(inside[-1], (a[:, k], b[:, k])))
+    a, b = (torch.stack(parts, dim=1) for parts in zip(*inside, strict=True))
+    carry = [(a[:1, -1], b[:1, -1])]
+    for c in range(1, len(a)):
+        carry.append(combine(carry[-1], (a[c : c + 1, -1], b[c : c + 1, -1])))
+    a_carry, b_carry = (torch.cat(parts)[:, None] for parts in zip(*carry, strict=True))
+    _, fixed = combine((a_carry[:-1], b_carry[:-1]), (a[1:, :-1], b[1:, :-1]))
+    return torch.cat((torch.cat((b[:1, :-1], fixed)), b_carry), dim=1).flatten(0, 1)[:L]
+
+
+# %%
+for L, K in ((12, 4), (1024, 4), (1024, 32), (1024, 256)):
+    work, depth = count(lambda a, b, K=K: chunked(a, b, K), L)
+    print(f"L = {L:>4}, K = {K:>3}: work {work}, depth {depth}")
+    assert (work, depth) == (2 * L - K - L // K, K + L // K - 1)
+
+# %% [markdown]
+# Work $2L - K - L/K$, depth $K + L/K - 1$. The depth is smallest where the two terms are equal, at $K = \sqrt L$. That
+# is far from $\log L$. But a worker walks through its own chunk as a plain loop, and only one number pair a chunk goes
+# from worker to worker. This is the form that real kernels use when one sequence must be cut
+# ([chapter 07](07_kernels.ipynb)).
+#
+# Now a promise must be kept: *all* scans give the states of the loop, up to rounding, for any length and in float32
+# too. We compare the outputs $y[t] = \sum_n C_n[t]\, h_n[t]$ of a whole selective scan with the package's plain
+# reference in float64.
+
+# %%
+SCANS = {
+    "sequential": sequential,
+    "Hillis-Steele": hillis_steele,
+    "Blelloch": blelloch,
+    "chunked, K = 32": lambda a, b: chunked(a, b, 32),
+}
+
+
+def example(L, B=2, E=3, N=4, seed=0):
+    """Random u, delta (B, L, E), A (E, N), B and C (B, L, N) of a selective scan."""
+    generator = torch.Generator().manual_seed(seed)
+    u, maps = (torch.randn(B, L, width, generator=generator) for width in (E, 2 * N))
+    delta = 0.001 + 0.099 * torch.rand(B, L, E, generator=generator)  # where Mamba's step sizes begin
+    A = -torch.arange(1.0, N + 1).repeat(E, 1)
+    return u, delta, A, *maps.split(N, dim=-1)
+
+
+# %%
+def scan_with(scan, u, delta, A, B, C):
+    """The outputs (B, L, E) of a selective scan whose states are computed by `scan`."""
+    a = torch.exp(delta[..., None] * A)  # (B, L, E, N)
+    b = (delta * u)[..., None] * B[:, :, None]
+    h = scan(*(x.movedim(1, 0).flatten(1) for x in (a, b)))  # (L, S) with S = B E N
+    h = h.view(-1, *a.shape[:1], *a.shape[2:]).movedim(0, 1)
+    return torch.einsum("blen,bln->ble", h, C)
+
+
+worst = dict.fromkeys((torch.float32, torch.float64), 0.0)
+for L in (1, 2, 3, 7, 63, 64, 65, 197, 1000, 1024):
+    exact, _ = scan_reference(*example(L))
+    for dtype in worst:
+        given = [x.to(dtype) for x in example(L)]
+        errors = [largest_error(scan_with(scan, *given), exact) for scan in SCANS.values()]
+        worst[dtype] = max(worst[dtype], *errors)
+print("lengths up to 1,024, four scans; of the largest |y|:")
+print("float32 within 2e-6:", worst[torch.float32] < 2e-6)
+print("float64 within 1e-12:", worst[torch.float64] < 1e-12)
+assert worst[torch.float32] < 2e-6 and worst[torch.float64] < 1e-12
+
+# %%
+lengths = [2**k for k in range(2, 13, 2)]
+costs = {name: [count(scan, L) for L in lengths] for name, scan in SCANS.items()}
+costs["chunked, K = √L"] = [count(lambda a, b, L=L: chunked(a, b, math.isqrt(L)), L) for L in lengths]
+del costs["chunked, K = 32"]
+figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1))
+for (name, found), style in zip(costs.items(), ("o-", "s-", "^-", "d-"), strict=True):
+    for axis, part in zip(axes, range(2), strict=True):
+        axis.loglog(lengths, [cost[part] for cost in found], style, base=2, label=name)
+axes[0].set(xlabel="length L", ylabel="combines", title="Work")
+axes[1].set(xlabel="length L", ylabel="rounds", title="Depth")
+axes[0].legend()
+show(figure, "Work and depth of four scans against the length, both on logarithmic axes")
+print("L = 4096: work", [found[-1][0] for found in costs.values()], end=" ")
+print("depth", [found[-1][1] for found in costs.values()])
+
+# %% [markdown]
+# **What to see.** The order is turned round. The loop has the least work and the greatest depth. Hillis and Steele have
+# the most work and the least depth. Nobody wins both.
+#
+# ## 7. Which one is fast here?
+#
+# *Core.*
+#
+# **Predict before you run.** L = 1,024 steps, one core of your processor. Which scan is the fastest for one sequence?
+# And for 6,144, one image and direction of Vim-Tiny? Below stand the scans of this chapter, the plain loop of section
+# 1, and that loop compiled: the same three lines of arithmetic, without Python between the steps.
+
+# %%
+try:
+    import numba  # the kernels of the package need it, too
+except ImportError:
+    print("numba is not installed: the compiled loop is left out")
+    numba = None
+
+
+def walk(a, b, h):
+    """The loop of section 1 on arrays (L, S), written out for a compiler; fills h."""
+    for s in range(a.shape[1]):
+        h[0, s] = b[0, s]
+    for t in range(1, a.shape[0]):
+        for s in range(a.shape[1]):
+            h[t, s] = a[t, s] * h[t - 1, s] + b[t, s]
+
+
+def compiled(a, b):
+    """All states by the compiled loop: a, b (L, S) -> h (L, S)."""
+    h = torch.empty_like(b)
+    fast_walk(a.numpy(), b.numpy(), h.numpy())
+    return h
+
+
+fast_walk = numba.njit(walk) if numba else walk
+assert largest_error(compiled(a[:, None], b[:, None])[:, 0], loop(a, b)) == 0
+
+# %%
+ENTRANTS = {"loop": loop, **SCANS, "compiled loop": compiled}
+del ENTRANTS["sequential"]  # it carries the products of a along only to be counted
+if not numba:
+    del ENTRANTS["compiled loop"]
+
+
+def race(widths, repeats, L=1024):
+    """Seconds of each scan for S sequences of L steps, the shortest of `repeats` runs: name -> list."""
+    seconds = {name: [] for name in ENTRANTS}
+    for S in widths:
+        a, b = torch.rand(L, S, dtype=torch.float32), torch.randn(L, S, dtype=torch.float32)
+        for name, scan in ENTRANTS.items():
+            runs = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                scan(a, b)
+                runs.append(time.perf_counter() - start)
+            seconds[name].append(min(runs))
+    return seconds
+
+
+# %% tags=["nbval-ignore-output"]
+# Your machine, on one core; a few seconds.
+threads = torch.get_num_threads()
+torch.set_num_threads(1)
+for name, (one, many) in race([1, 2048], repeats=3).items():
+    print(f"{name:>16}: {1e3 * one:8.2f} ms for 1 sequence, {1e3 * many:8.1f} ms for 2,048")
+torch.set_num_threads(threads)
