@@ -678,3 +678,253 @@ torch.set_num_threads(1)
 for name, (one, many) in race([1, 2048], repeats=3).items():
     print(f"{name:>16}: {1e3 * one:8.2f} ms for 1 sequence, {1e3 * many:8.1f} ms for 2,048")
 torch.set_num_threads(threads)
+
+# %% [markdown]
+# Times differ from machine to machine and from run to run, so yours are not stored. The next picture shows one machine,
+# measured the same way, for more widths (one thread of a two-core server CPU; `docs/measurements/06_scans.json`).
+
+# %%
+measured = json.loads(Path("../docs/measurements/06_scans.json").read_text())["data"]
+widths, seconds = measured["sequences"], measured["seconds"]
+figure, axis = plt.subplots(figsize=(6.8, 3.6))
+for (name, values), style in zip(seconds.items(), ("o-", "s-", "^-", "d-", "v--"), strict=True):
+    axis.loglog(widths, [1e3 * value for value in values], style, label=name)
+axis.set(xlabel="sequences S", ylabel="milliseconds", title="1,024 steps on one core")
+axis.legend(ncols=2, fontsize=8)
+show(figure, "Time of five scans against the number of sequences, on logarithmic axes")
+one, many = ({name: values[i] for name, values in seconds.items()} for i in (0, -1))
+print(f"1 sequence: the loop takes {one['loop'] / one['Blelloch']:.0f} times as long as Blelloch")
+print(f"6,144: Blelloch takes {many['Blelloch'] / many['loop']:.0f} times as long as the loop,")
+print(f"       Hillis and Steele {many['Hillis-Steele'] / many['loop']:.0f} times")
+assert all(compiled == min(times) for *times, compiled in zip(*seconds.values(), strict=True))
+
+# %% [markdown]
+# **What to see.** Left, few sequences: the loop in PyTorch is slow, the parallel scans are fast. Right, many sequences:
+# the order is turned round. The compiled loop is the lowest line everywhere.
+#
+# Why? Three costs are at play.
+# - **Starting an operation** costs PyTorch a few microseconds, however small the tensors are. The loop starts
+#   thousands, Blelloch about a hundred. With one sequence nothing else counts. So the left side says nothing about
+#   parallel scans. It says that Python is slow, and a compiler removes that.
+# - **Work.** With many sequences the arithmetic counts, and there Hillis and Steele have nine times as much.
+# - **Memory.** The loop keeps its S states in the processor's cache, reads $a$ and $b$ once and writes $h$ once. Each
+#   round of a tree reads and writes long arrays that do not fit there.
+#
+# And what did the parallel scans want to gain? Something to do for idle hands. A core adds and multiplies 8 or 16
+# numbers at once, in **lanes**. But with 6,144 sequences no lane is ever idle: the loop gives each lane another
+# *sequence*. Only who has more lanes than sequences has lanes to give to *time*.
+#
+# ### Exercise 06.4 · When does it pay?
+#
+# **Goal.** Predict the winner from lanes and sequences. **Difficulty.** derive. **Minutes.** 9. **Core.**
+#
+# A machine has `lanes` lanes. In one tick each lane does at most one combine of one sequence. Rounds wait for each
+# other, so a round of n combines for each of `S` sequences takes $n S$ / `lanes` ticks, rounded up. Return the ticks
+# (sequential, Hillis and Steele) for `L` steps, L a power of 2, as a pair of whole numbers.
+#
+# <details><summary>Hint</summary>
+#
+# The loop has $L - 1$ rounds of one combine for each sequence. Hillis and Steele have rounds of $L - 1, L - 2, L - 4,
+# \dots$ Round up in each round, not at the end: `-(-x // y)` or `math.ceil(x / y)`.
+#
+# </details>
+
+
+# %%
+def ticks(L, S, lanes):
+    """(sequential, Hillis and Steele): ticks for L steps of S sequences; all whole numbers."""
+    # BEGIN SOLUTION
+    distances = [2**k for k in range((L - 1).bit_length())]
+    tree = sum(math.ceil(S * (L - distance) / lanes) for distance in distances)
+    return (L - 1) * math.ceil(S / lanes), tree
+    # END SOLUTION
+
+
+# %%
+check("06.4", ticks)
+
+# %% [markdown]
+# With this count, every scan can be followed from one lane to a million. `rounds` holds what we need.
+
+
+# %%
+def ticks_of(scan, L, S, lanes):
+    """Ticks of any scan of this chapter, from its rounds."""
+    count(scan, L)
+    return sum(math.ceil(S * n / lanes) for n in rounds)
+
+
+lanes = [2**k for k in range(0, 25, 2)]
+curves = {name: [ticks_of(scan, 1024, 6144, P) for P in lanes] for name, scan in SCANS.items()}
+figure, axis = plt.subplots(figsize=(6.8, 3.5))
+for (name, values), style in zip(curves.items(), ("o-", "s-", "^-", "d-"), strict=True):
+    axis.loglog(lanes, values, style, label=name)
+for P, name in ((32, "2 CPU cores"), (16_896, "one H100")):
+    axis.axvline(P, color=COLOURS["grey"], linestyle=":")
+    axis.text(1.15 * P, 3e6, name, fontsize=8)
+axis.set(xlabel="lanes", ylabel="ticks", title="6,144 sequences of 1,024 steps")
+axis.legend(loc="lower left", fontsize=8)
+show(figure, "Ticks of four scans against the number of lanes; the loop is lowest up to 6,144 lanes")
+for P in (32, 16_896, 2**20):
+    counted = {name: ticks_of(scan, 1024, 6144, P) for name, scan in SCANS.items()}
+    print(f"{P:>7} lanes: least ticks for", min(counted, key=counted.get))
+
+# %% [markdown]
+# **What to see.** Up to 6,144 lanes all curves fall alike, and the loop is the lowest: it has the least work. Then the
+# loop stays flat. It has a lane for each sequence and nothing to do for the others. With many more lanes the order is
+# that of the depth.
+#
+# 32 are the lanes of two CPU cores with 16 each. An H100 has 132 multiprocessors with 128 lanes each. For one image a
+# tree-like scan is ahead there. With a batch of 8 there are 49,152 sequences, more than lanes, and the loop is ahead
+# again. The paper of Mamba names the parallel scan as one of its three techniques (section 3.3.2). It pays where batch
+# times channels leave lanes idle. The kernels of this package walk in time, give lanes to channels, and cut long
+# sequences into chunks only where lanes would be idle ([chapter 07](07_kernels.ipynb)).
+#
+# ## 8. A shortcut that overflows
+#
+# *Core.*
+#
+# There is a scan in one line, found again and again. Write the product of all decays so far as $P[t] = a[0]\, a[1]
+# \cdots a[t]$. Divide (6.1) by $P[t]$: then $h[t] / P[t] = h[t-1] / P[t-1] + b[t] / P[t]$, a plain running sum. So
+#
+# $$h[t] = P[t] \sum_{s \le t} \frac{b[s]}{P[s]} \tag{6.4}$$
+#
+# PyTorch has both parts, `cumprod` and `cumsum`. **By hand**, for our four steps: $P = \tfrac12, \tfrac14, \tfrac1{16},
+# \tfrac1{32}$. $b/P = 16, 8, 16, 96$. Their running sum is $16, 24, 40, 136$. Times $P$: $8, 6, 2.5, 4.25$.
+
+
+# %%
+def by_products(a, b):
+    """The scan by (6.4): a, b (L, ...) -> h (L, ...)."""
+    P = torch.cumprod(a, dim=0)
+    return P * torch.cumsum(b / P, dim=0)
+
+
+short = largest_error(scan_with(by_products, *example(50)), scan_reference(*example(50))[0])
+print("four steps:", by_products(a, b).tolist(), " a scan of 50 steps within 1e-12:", short < 1e-12)
+assert by_products(a, b).tolist() == loop(a, b).tolist() and short < 1e-12
+
+# %% [markdown]
+# Equal in exact arithmetic. But $P$ shrinks with every step, and we divide by it. The largest number of float32 is about
+# $3.4 \cdot 10^{38} = e^{88.7}$. If each step multiplies by $e^{-z}$, with $z = \Delta |A|$, then $1/P$ passes it after
+# $88.7 / z$ steps. Mamba's own start has $\Delta$ up to 0.1 and $A$ down to $-16$, so $z = 1.6$: **55 steps**. A Vim
+# has 197 tokens. We sweep length and decay, and draw where the trick holds.
+
+# %%
+decays = torch.logspace(-2, math.log10(5), 60)  # z
+generator = torch.Generator().manual_seed(0)
+a_sweep = torch.exp(-decays).expand(1024, 60)
+b_sweep = torch.randn(1024, 60, generator=generator)
+exact = loop(a_sweep, b_sweep)
+
+
+def broken(scan):
+    """Where float32 is wrong by more than 1e-4, or no number: (1024 steps, 60 decays)."""
+    error = (scan(a_sweep.float(), b_sweep.float()) - exact).abs()
+    return ~(error <= 1e-4 * exact.abs().amax(0))  # not `>`: a comparison with NaN is never true
+
+
+first_bad = broken(by_products).double().argmax(0)  # 0 where none is bad
+seen = first_bad > 0
+print("decays that break within 1,024 steps:", seen.sum().item(), "of", len(decays))
+ratio = first_bad[seen] * decays[seen] / 88.7
+print(f"first bad step, as a part of 88.7 / z: {ratio.min():.2f} to {ratio.max():.2f}")
+assert 0.9 < ratio.min() and ratio.max() < 1.1
+
+
+# %%
+def draw_broken(axis, scan, title):
+    bad = broken(scan)
+    axis.pcolormesh(decays, torch.arange(1024) + 1, bad, cmap="Oranges", vmax=1.6, shading="nearest")
+    axis.plot(decays, 88.7 / decays, color=COLOURS["black"], linestyle="--", label="88.7 / z")
+    axis.set(xscale="log", yscale="log", ylim=(4, 1024), xlabel="decay z of a step", title=title)
+    axis.set(ylabel="step")
+    return bad.sum().item()
+
+
+figure, axis = plt.subplots(figsize=(5.6, 3.2))
+count_bad = draw_broken(axis, by_products, "Products over all steps, float32")
+axis.legend()
+show(figure, "Steps above the line 88.7 / z are wrong, all steps below it are right")
+print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
+
+# %% [markdown]
+# **What to see.** Orange is broken: wrong, infinite, or not a number. The border is the dashed line, which was drawn
+# before anything ran. Below it the trick is right to the last digits of float32. It does not get worse slowly. It
+# falls off a cliff, in training at the first step size that has grown.
+#
+# So the trick must carry a label: **float32, only while $z L$ stays below 80; float64, below 700.** A logarithm does
+# not help. `exp(-cumsum(log a))` is the same $1/P$.
+#
+# **The mend.** Let the products begin anew in every chunk of K steps. Then $zK$ counts in place of $zL$. What came
+# before the chunk enters as one number, the state $h_0$ before its first step, which fades like everything else:
+#
+# $$h[t] = P[t]\, \Bigl( h_0 + \sum_{s \le t} \frac{b[s]}{P[s]} \Bigr) \qquad \text{products and sum within the
+# chunk} \tag{6.5}$$
+#
+# ### Exercise 06.5 · The trick in chunks
+#
+# **Goal.** Make the shortcut safe. **Difficulty.** build. **Minutes.** 10. **Core.**
+#
+# `a` and `b` are (L, S), `K` divides L. Return all states (L, S), by (6.5): a loop over the chunks, none over the
+# steps inside. The function must stand alone; `by_products` is not there when it is checked.
+#
+# <details><summary>Hint</summary>
+#
+# `for a_part, b_part in zip(a.split(K), b.split(K))`. The state that a chunk hands on is its last row, which already
+# contains all that came before.
+#
+# </details>
+
+
+# %%
+def products_in_chunks(a, b, K):
+    """All states of h[t] = a[t] h[t-1] + b[t], by (6.5): a, b (L, S) -> h (L, S)."""
+    # BEGIN SOLUTION
+    h, parts = torch.zeros_like(b[:1]), []
+    for a_part, b_part in zip(a.split(K), b.split(K), strict=True):
+        P = torch.cumprod(a_part, dim=0)
+        parts.append(P * (h + torch.cumsum(b_part / P, dim=0)))
+        h = parts[-1][-1:]
+    return torch.cat(parts)
+    # END SOLUTION
+
+
+# %%
+check("06.5", products_in_chunks)
+
+
+# %%
+def mended(a, b, K=16):
+    """(6.5) for a, b (L, S)."""
+    h, parts = torch.zeros_like(b[:1]), []
+    for a_part, b_part in zip(a.split(K), b.split(K), strict=True):
+        P = torch.cumprod(a_part, dim=0)
+        parts.append(P * (h + torch.cumsum(b_part / P, dim=0)))
+        h = parts[-1][-1:]
+    return torch.cat(parts)
+
+
+figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+names = "over all steps", "in chunks of 16", "in chunks of 32"
+ways = by_products, mended, lambda a, b: mended(a, b, 32)
+bad = [draw_broken(*each) for each in zip(axes, ways, names, strict=True)]
+show(figure, "Broken states: above the line, none with chunks of 16, a strip at strong decay with 32")
+print("broken states:", dict(zip(names, bad, strict=True)), " 80 / 16 =", 80 / 16)
+assert bad[1] == 0 < bad[2] < bad[0]
+
+# %% [markdown]
+# **What to see.** Chunks of 16: nothing is broken, at any length, for decays up to 5 a step. Chunks of 32 are broken at
+# the right edge, where $zK$ passes 88.7, from the end of the *first* chunk on: one bad number is handed on for ever.
+#
+# A mend with a limit is still a mend with a limit: a step with $z = 100$ breaks any chunk. The rule (6.2) has none. It
+# multiplies numbers below 1 and divides by nothing. The worst that happens is that a product becomes 0, and then it
+# should. All four scans of the sections 4 to 6 pass the whole field.
+
+# %%
+for name, scan in SCANS.items():
+    strong = torch.full((64, 1), math.exp(-100.0))
+    found = scan(strong.float(), torch.ones(64, 1).float())
+    bad = broken(scan).sum().item() + (~torch.isfinite(found)).sum().item()
+    print(f"{name:>16}: broken states {bad}")
+    assert bad == 0
