@@ -928,3 +928,455 @@ for name, scan in SCANS.items():
     bad = broken(scan).sum().item() + (~torch.isfinite(found)).sum().item()
     print(f"{name:>16}: broken states {bad}")
     assert bad == 0
+
+# %% [markdown]
+# ## 9. The way back
+#
+# *Core.*
+#
+# To train, we need the gradient of a loss by every $a[t]$ and $b[t]$. Three steps show all of it. Let the loss be any
+# function of the three states, and call its direct derivative by $h[t]$, with the other states held fixed, $dh[t]$.
+#
+# But the other states are not fixed. $h[1]$ acts on the loss directly, and through $h[2] = a[2]\, h[1] + b[2]$. So the
+# full derivative, call it $g$, is
+#
+# $$g[2] = dh[2] \qquad g[1] = dh[1] + a[2]\, g[2] \qquad g[0] = dh[0] + a[1]\, g[1]$$
+#
+# In general, from the last step to the first:
+#
+# $$g[t] = dh[t] + a[t+1]\, g[t+1] \tag{6.6}$$
+#
+# This is called the **adjoint** recurrence. It is (6.1) again, walked from the right, with $dh$ in the place of $b$. And
+# the two gradients that we want are local, because $a[t]$ and $b[t]$ act on nothing but $h[t]$:
+#
+# $$\frac{d\,\text{loss}}{d\,b[t]} = g[t] \qquad \frac{d\,\text{loss}}{d\,a[t]} = g[t]\, h[t-1] \tag{6.7}$$
+#
+# **By hand**, with the first three steps of section 1 and $dh = 2, 1, 4$: $g[2] = 4$, $g[1] = 1 + \tfrac14 \cdot 4 =
+# 2$, $g[0] = 2 + \tfrac12 \cdot 2 = 3$. By $a$: $0$ (nothing came before), $2 \cdot 8 = 16$, $4 \cdot 6 = 24$.
+
+# %%
+a_3, b_3 = a[:3].clone().requires_grad_(), b[:3].clone().requires_grad_()
+dh = torch.tensor([2.0, 1.0, 4.0])
+by_autograd = torch.autograd.grad(loop(a_3, b_3), (a_3, b_3), dh)
+print("by a:", by_autograd[0].tolist(), " by b:", by_autograd[1].tolist())
+assert by_autograd[0].tolist() == [0, 16, 24] and by_autograd[1].tolist() == [3, 2, 4]
+
+# %%
+figure, axis = canvas(7.6, 2.5)
+for t, (state, g) in enumerate(zip((8, 6, 2.5), (3, 2, 4), strict=True)):
+    x = 1.6 + 2.2 * t
+    box(axis, x, 1.75, f"h[{t}] = {state:g}", 1.1, 0.42)
+    box(axis, x, 0.75, f"g[{t}] = {g}", 1.1, 0.42, "orange")
+    arrow(axis, (x, 0.12), (x, 0.52), f"dh = {dh[t]:g}", "orange")
+    arrow(axis, (x, 2.4), (x, 1.98), f"b = {b[t]:g}", "blue")
+    if t:
+        arrow(axis, (x - 1.63, 1.75), (x - 0.57, 1.75), f"×{a[t]:g}", "blue")
+        arrow(axis, (x - 0.57, 0.75), (x - 1.63, 0.75), f"×{a[t]:g}", "orange")
+show(figure, "States go right, gradients go left, over the same edges with the same factors")
+print("factors between three steps:", a[1:3].tolist(), "both ways")
+
+# %% [markdown]
+# **What to see.** Blue goes right, orange goes left. Each edge has one factor, and both directions multiply by it. The
+# edge between $h[1]$ and $h[2]$ carries $a[2]$, so $g[1]$ receives $a[2]\, g[2]$, not $a[1]\, g[2]$. Whoever writes
+# $a[t]$ in (6.6) has made the most common mistake of all. It stays unseen as long as all $a$ are equal.
+#
+# ### Exercise 06.6 · The backward pass
+#
+# **Goal.** Write (6.6) and (6.7). **Difficulty.** build. **Minutes.** 12. **Core.**
+#
+# `a`, `h`, `dh` are (L, S): decays, states of the forward pass (the state before the first is 0), and direct
+# derivatives. Return the pair (by a, by b). The checker also runs PyTorch's `gradcheck` on it, which moves every input
+# a little and watches the output.
+#
+# <details><summary>Hint</summary>
+#
+# Walk t from L - 1 to 0 and keep `carry`, which is $a[t+1]\, g[t+1]$. It is 0 at first. After using it at step t,
+# replace it by `a[t] * g`.
+#
+# </details>
+
+
+# %%
+def scan_backward(a, h, dh):
+    """(d loss / d a, d loss / d b) of h[t] = a[t] h[t-1] + b[t]; all (L, S)."""
+    # BEGIN SOLUTION
+    da, db, carry = torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a[0])
+    for t in reversed(range(len(a))):
+        db[t] = dh[t] + carry
+        if t > 0:
+            da[t] = db[t] * h[t - 1]
+        carry = a[t] * db[t]
+    return da, db
+    # END SOLUTION
+
+
+# %%
+check("06.6", scan_backward)
+
+# %% [markdown]
+# (6.6) is a recurrence with pairs $(a[t+1], dh[t])$, so **any scan runs it**: turn time round and shift $a$ by one.
+# The backward pass is as parallel as the forward pass. We write it so, in two lines, around any scan. PyTorch takes
+# over all that is local in time, from $u, \Delta, A, B, C$ to $a$ and $b$ and back.
+
+
+# %%
+class Scan(torch.autograd.Function):
+    """h of (6.1) by any scan, with (6.6) and (6.7) as its gradient: a, b (L, S) -> h (L, S)."""
+
+    @staticmethod
+    def forward(ctx, scan, a, b):
+        h = scan(a, b)
+        ctx.scan = scan
+        ctx.save_for_backward(a, h)
+        return h
+
+    @staticmethod
+    def backward(ctx, dh):
+        a, h = ctx.saved_tensors
+        a_next = torch.cat((a[1:], torch.zeros_like(a[:1])))
+        g = ctx.scan(a_next.flip(0), dh.flip(0)).flip(0)
+        h_before = torch.cat((torch.zeros_like(h[:1]), h[:-1]))
+        return None, g * h_before, g
+
+
+for name, scan in SCANS.items():
+    given = [torch.rand(11, 2, requires_grad=True), torch.randn(11, 2, requires_grad=True)]
+    passes = torch.autograd.gradcheck(lambda a, b, scan=scan: Scan.apply(scan, a, b), given)
+    print(f"{name:>16}: gradcheck passes: {passes}")
+    assert passes
+
+# %%
+given = [x.requires_grad_() for x in example(65)]
+dy = torch.randn(2, 65, 3, generator=torch.Generator().manual_seed(1))
+expected = torch.autograd.grad(scan_reference(*given)[0], given, dy)
+ours = torch.autograd.grad(
+    scan_with(lambda a, b: Scan.apply(hillis_steele, a, b), *given),
+    given,
+    dy,
+)
+for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, strict=True):
+    right = largest_error(found, exact) < 1e-12
+    print(f"gradient of {name:>5} {tuple(found.shape)!s:>10}: equals the package's within 1e-12: {right}")
+    assert right
+
+# %% [markdown]
+# ## 10. Memory: keep or compute again
+#
+# *Core.*
+#
+# The backward pass needs $a[t]$ and $h[t-1]$ of every step. Autograd keeps them. How much is that? Call one array of
+# shape (B, L, E, N) a **block**. A loop over the steps keeps $e^{\Delta A}$ and $h$: two blocks for each direction of
+# each layer.
+#
+# **Predict**, for Vim-Tiny: 64 images, 197 tokens, E = 384, N = 16, float32, 24 layers, two directions.
+
+# %%
+block = 64 * 197 * 384 * 16 * 4 / 2**20
+print(f"one block: {block:.0f} MiB; two for each of 48 scans: {2 * 48 * block / 1024:.1f} GiB")
+assert round(2 * 48 * block / 1024, 1) == 27.7
+
+# %% [markdown]
+# 28 GiB, for a model of 7 million parameters. The way out: keep only the state at the start of every K steps, and
+# compute the others again when the backward pass comes there. Then there are
+#
+# $$\underbrace{\frac1K}_{\text{states kept}} + \underbrace{\frac{2K}{L}}_{\text{the one chunk that is open}}
+# \quad\text{blocks} \tag{6.8}$$
+#
+# The first term falls with K, the second grows. They are equal at $K = \sqrt{L/2}$. For L = 256 that is K = 11, with
+# 0.18 blocks in place of 2. The price: every step of the forward pass is computed twice.
+#
+# *The idea: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174.* Mamba's paper calls it
+# recomputation (section 3.3.2). PyTorch has it built in: `checkpoint(function, ...)` keeps the arguments of the
+# function and nothing else. We run chunks through it, and count.
+
+# %%
+calls = []
+
+
+def run_chunk(u, delta, A, B, C, h):
+    """The outputs of a few steps, and the state after them, step by step."""
+    calls.append(len(h))
+    outputs = []
+    for u_t, delta_t, B_t, C_t in zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True):
+        h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
+        outputs.append((h * C_t[:, None]).sum(-1))
+    return torch.stack(outputs, dim=1), h
+
+
+def with_recomputation(u, delta, A, B, C, K):
+    """A selective scan that keeps a state every K steps: y (B, L, E)."""
+    h, outputs = u.new_zeros(len(u), *A.shape), []
+    for u_k, delta_k, B_k, C_k in zip(*(x.split(K, dim=1) for x in (u, delta, B, C)), strict=True):
+        y, h = checkpoint(run_chunk, u_k, delta_k, A, B_k, C_k, h, use_reentrant=False)
+        outputs.append(y)
+    return torch.cat(outputs, dim=1)
+
+
+given = [x.requires_grad_() for x in example(100)]
+kept = with_recomputation(*given, 7)
+assert largest_error(kept, scan_reference(*given)[0]) < 1e-12
+calls.clear()
+kept.sum().backward()
+print("chunks run in the backward pass:", len(calls), "of", math.ceil(100 / 7))
+assert len(calls) == 15
+
+# %% [markdown]
+# Now the measurement. PyTorch lets us stand beside every operation and see what it allocates. When the last owner of a
+# piece of memory has gone, we are told.
+
+
+# %%
+class Memory(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside `with Memory() as memory:`; `peak` is the most at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(result)):
+            storage = tensor.untyped_storage()
+            if storage not in self.known:
+                self.known.add(storage)
+                self.change(storage.nbytes())
+                weakref.finalize(storage, self.change, -storage.nbytes())
+        return result
+
+    def change(self, count):
+        self.now += count
+        self.peak = max(self.peak, self.now)
+
+
+with Memory() as memory:
+    ones = torch.ones(1000)
+    twice = ones + ones
+    del ones
+print("bytes now:", memory.now, " at the most:", memory.peak)
+assert (memory.now, memory.peak) == (8000, 16000)
+
+
+# %%
+def peak_blocks(run, L=256, E=32, N=16):
+    """The most memory of a forward and backward pass, in blocks."""
+    given = [x.requires_grad_() for x in example(L, 1, E, N)]
+    with Memory() as memory:
+        run(*given).sum().backward()
+    return memory.peak / (L * E * N * 8)
+
+
+sizes = [2, 4, 8, 16, 32, 64, 128, 256]
+predicted = [1 / K + 2 * K / 256 for K in sizes]
+peaks = [peak_blocks(lambda *given, K=K: with_recomputation(*given, K)) for K in sizes]
+plain = peak_blocks(lambda *given: run_chunk(*given, torch.zeros(1, 32, 16))[0])
+print(f"all kept: predicted 2 blocks, measured {plain:.2f}")
+for K, guess, found in zip(sizes, predicted, peaks, strict=True):
+    print(f"K = {K:>3}: predicted {guess:.2f}, measured {found:.2f}")
+    assert guess < found < guess + 0.5
+assert 2 < plain < 2.5
+
+# %%
+figure, axis = plt.subplots(figsize=(6.2, 3.2))
+axis.plot(sizes, predicted, "--", label="predicted: 1/K + 2K/L")
+axis.plot(sizes, peaks, "o", label="measured")
+axis.axhline(plain, color=COLOURS["red"], linestyle=":", label="measured, all kept")
+axis.set(xscale="log", ylim=(0, 2.6), xlabel="K, steps in a chunk", ylabel="blocks at the most")
+axis.set(title="Memory of a scan and its gradient, L = 256", xticks=sizes, xticklabels=sizes)
+axis.minorticks_off()
+axis.legend()
+show(figure, "Predicted and measured memory against K: a valley around K = 8 to 16, 2.3 blocks at 256")
+best = sizes[peaks.index(min(peaks))]
+print(f"least at K = {best}: {plain / min(peaks):.1f} times less than with all kept")
+assert best in (8, 16)
+
+# %% [markdown]
+# **What to see.** The valley lies where the prediction has it. The dots lie above the line by a nearly constant third of
+# a block or less: inputs, outputs and their gradients, (B, L, E) each, which (6.8) leaves out. At N = 16 one of them is a
+# sixteenth of a block.
+#
+# On the left too many states are kept. On the right, at K = L, everything is computed twice and nothing is saved.
+#
+# The package's `chunked` backend works this way with K = 32 and gradients by hand, the kernels likewise.
+#
+# ### Exercise 06.7 · Back without the states
+#
+# **Goal.** Join the adjoint and recomputation. **Difficulty.** build. **Minutes.** 12. **Optional.**
+#
+# As in 06.6, return (by a, by b). But the states are gone. You have `a`, `b`, `dh` (L, S), and `starts` (L / K, S):
+# row c is the state **before** step $cK$, so the first row is the initial state, which need not be 0.
+#
+# <details><summary>Hint</summary>
+#
+# Take the chunks from the last to the first. In each, walk forward from `starts[c]` and note the state before every
+# step. Then walk back as in 06.6. The carry goes on from chunk to chunk.
+#
+# </details>
+
+
+# %%
+def backward_from_starts(a, b, starts, dh):
+    """(d loss / d a, d loss / d b); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
+    # BEGIN SOLUTION
+    K = len(a) // len(starts)
+    da, db, carry = torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a[0])
+    for c in reversed(range(len(starts))):
+        before = [starts[c]]
+        for t in range(c * K, c * K + K - 1):
+            before.append(a[t] * before[-1] + b[t])
+        for t in reversed(range(c * K, c * K + K)):
+            db[t] = dh[t] + carry
+            da[t] = db[t] * before[t - c * K]
+            carry = a[t] * db[t]
+    return da, db
+    # END SOLUTION
+
+
+# %%
+check("06.7", backward_from_starts)
+
+# %%
+given = [x.requires_grad_() for x in example(100)]
+for name in ("chunked", "reference"):
+    grads = torch.autograd.grad(selective_scan(*given, backend=name).sum(), given)
+    ours = torch.autograd.grad(with_recomputation(*given, 10).sum(), given)
+    error = max(map(largest_error, ours, grads))
+    print(f"recomputed gradients equal those of the backend {name!r} within 1e-12: {error < 1e-12}")
+    assert error < 1e-12
+
+# %% [markdown]
+# ## 11. Debug this
+#
+# *Core.*
+#
+# "My gradient test fails, so the scan is wrong." Is it? The scan below keeps every eighth state and computes the others
+# again. Three people have tested it, and each reports an error. **One report is about a bug. Two are about the test.**
+
+
+# %%
+class Suspect(torch.autograd.Function):
+    """The scan (6.1), which keeps every eighth state: a, b (L, S) -> h (L, S)."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        h = loop(a, b)
+        ctx.save_for_backward(a, b, torch.cat((torch.zeros_like(h[:1]), h[7::8])))
+        return h
+
+    @staticmethod
+    def backward(ctx, dh):
+        a, b, starts = ctx.saved_tensors
+        da, db, carry = torch.empty_like(a), torch.empty_like(b), torch.zeros_like(a[0])
+        for first in reversed(range(0, len(a), 8)):
+            h, states = starts[first // 8], []
+            for t in range(first, min(first + 8, len(a))):
+                h = a[t] * h + b[t]
+                states.append(h)
+            before = [torch.zeros_like(h), *states[:-1]]
+            for t in reversed(range(first, min(first + 8, len(a)))):
+                db[t] = dh[t] + carry
+                da[t] = db[t] * before[t - first]
+                carry = a[t] * db[t]
+        return da, db
+
+
+def inputs(L, dtype=torch.float64):
+    """a and b (L, 1), with gradients."""
+    generator = torch.Generator().manual_seed(L)
+    a, b = torch.rand(L, 1, generator=generator), torch.randn(L, 1, generator=generator)
+    return [x.to(dtype).requires_grad_() for x in (a, b)]
+
+
+# %% [markdown]
+# **Report A.** "Your gradient is far from autograd's, even for six steps."
+
+# %%
+a_6, b_6 = inputs(6)
+found = torch.autograd.grad(Suspect.apply(a_6, b_6)[-1].sum(), a_6)[0]
+expected = torch.autograd.grad(loop(a_6, b_6).sum(), a_6)[0]
+print("report A, gradients equal:", bool(largest_error(found, expected) < 1e-6))
+
+# %% [markdown]
+# **Report B.** "I moved `a[2]` by a millionth and divided. The quotient is not your gradient."
+
+# %%
+a_6, b_6 = inputs(6, torch.float32)
+step = torch.zeros_like(a_6)
+step[2] = 1e-6
+with torch.no_grad():
+    quotient = (Suspect.apply(a_6 + step, b_6) - Suspect.apply(a_6 - step, b_6)).sum() / 2e-6
+found = torch.autograd.grad(Suspect.apply(a_6, b_6).sum(), a_6)[0][2, 0]
+print("report B, equal within 0.1 %:", bool((quotient - found).abs() < 1e-3 * found.abs()))
+
+# %% [markdown]
+# **Report C.** "It is right for short sequences and wrong for long ones."
+
+# %%
+for L in (4, 8, 20):
+    a_L, b_L = inputs(L)
+    found = torch.autograd.grad(Suspect.apply(a_L, b_L).sum(), a_L)[0]
+    expected = torch.autograd.grad(loop(a_L, b_L).sum(), a_L)[0]
+    print(f"report C, L = {L:>2}, equal: {bool(largest_error(found, expected) < 1e-6)}")
+
+# %% [markdown]
+# Make a new cell and experiment. Ask each test: are the two losses the same function? Does the number type carry the
+# digits that the test wants? Which gradients differ, and at which steps?
+#
+# ### Exercise 06.8 · Three reports
+#
+# **Goal.** Tell a wrong gradient from a wrong test. **Difficulty.** investigate. **Minutes.** 12. **Core.**
+#
+# Return a dict with four keys. `"A"`, `"B"`, `"C"`: `"test"` or `"code"`, whichever must be mended. `"steps"`: the list
+# of all t at which the gradient by `a` is wrong for L = 20.
+#
+# <details><summary>Hint</summary>
+#
+# A: write both losses down. B: repeat it with `inputs(6)`, in float64. C: print `found - expected`, all twenty numbers,
+# for `a` and for `b`.
+#
+# </details>
+
+
+# %%
+def findings():
+    """What is wrong: {"A": ..., "B": ..., "C": ..., "steps": [...]}."""
+    # BEGIN SOLUTION
+    return {"A": "test", "B": "test", "C": "code", "steps": [8, 16]}
+    # END SOLUTION
+
+
+# %%
+check("06.8", findings)
+
+# %% [markdown]
+# <details><summary>What was wrong (open it when your answer is right)</summary>
+#
+# A compares two different losses: the last state alone, and the sum of all. With the same loss on both sides the
+# gradients agree. B asks float32, which has 7 digits, for a difference in the seventh. The quotient is mostly rounding.
+# In float64 it agrees; in float32 a step of 0.001 would. C is a bug: at the first step of a chunk, "the state before"
+# is set to 0. It is `starts[first // 8]`. The first chunk hides it, because there the state before is 0. So a test of
+# at most eight steps can never see it, and the gradient by `b`, which needs no state, is right everywhere.
+#
+# </details>
+#
+# Two habits follow. Test lengths beyond the first chunk, and odd ones. And test each gradient on its own: a loss that
+# falls is no proof.
+#
+# **What you built, and where it lives.**
+#
+# | here | in the package |
+# |---|---|
+# | `loop`, `scan_with` | `minivim.ops.scan_reference` |
+# | chunks, `Scan`, `with_recomputation`, exercises 06.6, 06.7 | `minivim/ops/chunked.py`, backend "chunked" |
+# | `compiled` | `kernels/cpu/scan/`, backend "numba", in [chapter 07](07_kernels.ipynb) |
+# | one call for all | `minivim.selective_scan(..., backend=...)` |
+#
+# Previous: [05 Selection](05_selection.ipynb) · Next: [07 Kernels](07_kernels.ipynb) · [The map](00_start_here.ipynb)
+#
+# ## Further reading
+#
+# - G. Blelloch, *Prefix Sums and Their Applications*, 1990. Section 1.4 has recurrences; (6.2) is there.
+# - W. D. Hillis, G. Steele, *Data Parallel Algorithms*, 1986.
+# - E. Martin, C. Cundy, *Parallelizing Linear Recurrent Neural Nets Over Sequence Length*, 2018, arXiv 1709.04057.
+# - A. Gu, T. Dao, *Mamba*, 2023, arXiv 2312.00752, section 3.3.
+# - T. Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016, arXiv 1604.06174.
