@@ -696,7 +696,7 @@ one, many = ({name: values[i] for name, values in seconds.items()} for i in (0, 
 print(f"1 sequence: the loop takes {one['loop'] / one['Blelloch']:.0f} times as long as Blelloch")
 print(f"6,144: Blelloch takes {many['Blelloch'] / many['loop']:.0f} times as long as the loop,")
 print(f"       Hillis and Steele {many['Hillis-Steele'] / many['loop']:.0f} times")
-assert all(compiled == min(times) for *times, compiled in zip(*seconds.values(), strict=True))
+assert all(compiled < min(times) for *times, compiled in zip(*seconds.values(), strict=True))
 
 # %% [markdown]
 # **What to see.** Left, few sequences: the loop in PyTorch is slow, the parallel scans are fast. Right, many sequences:
