@@ -86,10 +86,11 @@ figure, axis = canvas(7.6, 1.7)
 box(axis, 0.5, 1.2, "h = 0", 0.7, 0.45, "grey")
 for t in range(4):
     box(axis, 2 + 1.6 * t, 1.2, f"h[{t}] = {loop(a, b)[t].item():g}", 0.95, 0.45)
-    arrow(axis, (0.85 if t == 0 else 0.88 + 1.6 * t, 1.2), (1.52 + 1.6 * t, 1.2), f"×{a[t].item():g}")
+    left = 0.85 if t == 0 else 0.88 + 1.6 * t
+    arrow(axis, (left, 1.2), (1.52 + 1.6 * t, 1.2), f"×{a[t].item():g}")
     box(axis, 2 + 1.6 * t, 0.35, f"b[{t}] = {b[t].item():g}", 0.95, 0.4, "orange")
     arrow(axis, (2 + 1.6 * t, 0.55), (2 + 1.6 * t, 0.97))
-show(figure, "Four states in a row; an arrow from each to the next multiplies by a, one from below adds b")
+show(figure, "Four states in a row; each is a times the one before, plus b from below")
 print("steps that wait for each other:", len(a) - 1)
 
 # %% [markdown]
@@ -175,24 +176,32 @@ chain = and_then(and_then(left, steps[2]), steps[3])
 print("chain:", text(chain), " tree:", text(and_then(left, right)))
 assert chain == and_then(left, right) and chain[1] == loop(a, b)[-1]
 
+
 # %%
+def draw_joins(axis, shift, joins, title):
+    """Four steps and their joins; a join is (x, y, pair, the places it comes from)."""
+    axis.text(1.85 + shift, 2.72, title, ha="center")
+    for t, step in enumerate(steps):
+        box(axis, 0.5 + 0.9 * t + shift, 2.3, text(step), 0.8, 0.34, "orange")
+    for x, y, pair, *sources in joins:
+        box(axis, x + shift, y, text(pair), 1.15, 0.34)
+        for x_from, y_from in sources:
+            side = 0.15 if x_from > x else -0.15
+            start = (x_from + shift, y_from - 0.17)
+            arrow(axis, start, (x + side + shift, y + 0.17), colour="grey")
+
+
+one, two, three, four = ((0.5 + 0.9 * t, 2.3) for t in range(4))
+three_joined = and_then(left, steps[2])
+chained = [(0.95, 1.65, left, one, two), (1.85, 1.0, three_joined, (0.95, 1.65), three)]
+chained += [(2.75, 0.35, chain, (1.85, 1.0), four)]
+halves = [(0.95, 1.65, left, one, two), (2.75, 1.65, right, three, four)]
+halves += [(1.85, 1.0, chain, (0.95, 1.65), (2.75, 1.65))]
 figure, axis = canvas(8.2, 2.9)
-for shift, title in ((0, "a chain: 3 rounds"), (4.3, "a tree: 2 rounds")):
-    axis.text(1.85 + shift, 2.72, title, ha="center", fontsize=10)
-    for t, pair in enumerate(steps):
-        box(axis, 0.5 + 0.9 * t + shift, 2.3, text(pair), 0.8, 0.34, "orange")
-chain_boxes = [(0.95, 1.65, left), (1.85, 1.0, and_then(left, steps[2])), (2.75, 0.35, chain)]
-tree_boxes = [(5.25, 1.65, left), (7.05, 1.65, right), (6.15, 1.0, chain)]
-for x, y, pair in chain_boxes + tree_boxes:
-    box(axis, x, y, text(pair), 1.15, 0.34)
-lines = [((0.5, 2.13), (0.85, 1.82)), ((1.4, 2.13), (1.05, 1.82)), ((2.3, 2.13), (2.0, 1.17))]
-lines += [((1.05, 1.48), (1.7, 1.17)), ((3.2, 2.13), (2.95, 0.52)), ((1.95, 0.83), (2.6, 0.52))]
-lines += [((4.8, 2.13), (5.15, 1.82)), ((5.7, 2.13), (5.35, 1.82)), ((6.6, 2.13), (6.95, 1.82))]
-lines += [((7.5, 2.13), (7.15, 1.82)), ((5.4, 1.48), (6.0, 1.17)), ((6.9, 1.48), (6.3, 1.17))]
-for start, end in lines:
-    arrow(axis, start, end, colour="grey")
-show(figure, "The four steps joined one by one in three rounds, and in two halves in two rounds; same result")
-print("joins in the chain:", len(chain_boxes), " in the tree:", len(tree_boxes))
+draw_joins(axis, 0, chained, "a chain: 3 rounds")
+draw_joins(axis, 4.3, halves, "a tree: 2 rounds")
+show(figure, "Four steps joined one by one in three rounds, by halves in two; same result")
+print("joins in the chain:", len(chained), " in the tree:", len(halves))
 
 # %% [markdown]
 # **What to see.** Three joins each, and the same last box. In the tree two of them happen at the same time.
@@ -209,7 +218,8 @@ def gap(rule, draw, triples=1000):
     for _ in range(triples):
         x, y, z = draw(), draw(), draw()
         one, other = rule(rule(x, y), z), rule(x, rule(y, z))
-        worst = max(worst, *((p - q).abs().max().item() for p, q in zip(one, other, strict=True)))
+        for p, q in zip(one, other, strict=True):
+            worst = max(worst, (p - q).abs().max().item())
     return worst
 
 
@@ -225,7 +235,8 @@ RULES = {
 }
 gaps = {name: gap(*rule) for name, rule in RULES.items()}
 for name, worst in gaps.items():
-    print(f"{name:>17}: {'associative' if worst < 1e-12 else f'NOT associative, off by {worst:.1g}'}")
+    verdict = "associative" if worst < 1e-12 else f"NOT associative, off by {worst:.1g}"
+    print(f"{name:>17}: {verdict}")
 assert [worst < 1e-12 for worst in gaps.values()] == [True, True, True, False, False]
 
 # %% [markdown]
@@ -255,7 +266,7 @@ assert [worst < 1e-12 for worst in gaps.values()] == [True, True, True, False, F
 
 # %%
 def fading_sum(left, right, g):
-    """The part that stands for `left` and then `right`; parts are (value, count), g a float."""
+    """`left` and then `right` as one part; parts are (value, count), g a float."""
     # BEGIN SOLUTION
     (value_1, count_1), (value_2, count_2) = left, right
     return g**count_2 * value_1 + value_2, count_1 + count_2
@@ -270,8 +281,8 @@ check("06.2", fading_sum)
 #
 # *Core.*
 #
-# A tree gives the last state. We want **all**: $s_0$, then $s_0 \bullet s_1$, then $s_0 \bullet s_1 \bullet s_2$, and so
-# on. This is called a **scan**.
+# A tree gives the last state. We want **all**: $s_0$, then $s_0 \bullet s_1$, then $s_0 \bullet s_1 \bullet s_2$, and
+# so on. This is called a **scan**.
 #
 # To compare ways of doing it we count in one currency, the **combine**: one use of (6.2) for one sequence. **Work** is
 # how many there are in all. **Depth** is how many rounds must wait for each other; inside a round all combines can
@@ -328,19 +339,20 @@ def draw_hillis_steele(figure, frame):
     for level in range(4):
         lit, distance = level <= (frame + 1) // 2, 2 ** (level - 1)
         for t in range(8):
-            first = max(0, t - 2**level + 1)
-            colour = ("green" if first == 0 else "blue") if level <= frame // 2 else "white"
-            box(axis, t, level, label(first, t) if colour != "white" else "", 0.72, 0.46, colour)
+            first, known = max(0, t - 2**level + 1), level <= frame // 2
+            colour = ("green" if first == 0 else "blue") if known else "white"
+            box(axis, t, level, label(first, t) if known else "", 0.72, 0.46, colour)
+            top, bottom = level - 0.77, level - 0.23
             if level and lit and t >= distance:
-                arrow(axis, (t - distance, level - 0.77), (t - 0.1, level - 0.23), colour="orange")
+                arrow(axis, (t - distance, top), (t - 0.1, bottom), colour="orange")
             if level and lit:
-                arrow(axis, (t, level - 0.77), (t, level - 0.23), colour="grey")
+                arrow(axis, (t, top), (t, bottom), colour="grey")
     done = sum(8 - 2**level for level in range((frame + 1) // 2))
     axis.set_title(f"round {(frame + 1) // 2} of 3: {done} combines so far")
 
 
 print("rounds:", math.ceil(math.log2(8)), " combines:", (8 - 1) + (8 - 2) + (8 - 4))
-flipbook(draw_hillis_steele, range(7), "Hillis and Steele: eight steps, all prefixes in three rounds")
+flipbook(draw_hillis_steele, range(7), "Hillis and Steele: eight steps in three rounds")
 
 # %% [markdown]
 # **What to see.** A box says which steps it stands for. Green boxes begin at step 0: they are finished states. After
@@ -352,14 +364,15 @@ def hillis_steele(a, b):
     """All prefixes in ceil(log2 L) rounds: a, b (L, S) -> h (L, S)."""
     distance = 1
     while distance < len(a):
-        joined = combine((a[:-distance], b[:-distance]), (a[distance:], b[distance:]))
-        a, b = (torch.cat((old[:distance], new)) for old, new in zip((a, b), joined, strict=True))
+        a_new, b_new = combine((a[:-distance], b[:-distance]), (a[distance:], b[distance:]))
+        a, b = torch.cat((a[:distance], a_new)), torch.cat((b[:distance], b_new))
         distance *= 2
     return b
 
 
 assert largest_error(hillis_steele(a[:, None], b[:, None])[:, 0], loop(a, b)) == 0
-print("L = 8: work, depth =", count(hillis_steele, 8), "; L = 1024:", count(hillis_steele, 1024))
+for L in (8, 1024):
+    print(f"L = {L}: work, depth =", count(hillis_steele, L))
 assert count(hillis_steele, 1024) == (1024 * 10 - 1023, 10)
 
 # %% [markdown]
@@ -425,14 +438,15 @@ def draw_blelloch(figure, frame):
             box(axis, x, level, name + before, 0.94 if level == 0 else 1.5, 0.62, colour)
             if level and frame >= level:
                 for child in (x - width / 4, x + width / 4):
-                    top, bottom = (x, level - 0.31), (child, level - 0.69)
-                    arrow(axis, *((top, bottom) if frame >= 8 - level else (bottom, top)), colour="grey")
-    combines = sum(8 // 2**k for k in range(1, min(frame, 3) + 1)) + sum(2**k for k in range(frame - 4))
-    axis.set_title(f"{'up' if frame < 4 else 'down'}: {combines} combines so far")
+                    ends = [(child, level - 0.69), (x, level - 0.31)]
+                    start, end = ends[::-1] if frame >= 8 - level else ends
+                    arrow(axis, start, end, colour="grey")
+    done = [0, 4, 6, 7, 7, 8, 10, 14][frame]
+    axis.set_title(f"{'up' if frame < 4 else 'down'}: {done} combines so far")
 
 
 print("combines: up", 4 + 2 + 1, " down", 1 + 2 + 4, " rounds:", 2 * 3)
-flipbook(draw_blelloch, range(8), "Blelloch: up the tree and down again, eight steps in six rounds")
+flipbook(draw_blelloch, range(8), "Blelloch: up a tree and down, eight steps in six rounds")
 
 # %% [markdown]
 # **What to see.** Blue boxes climb: each says which steps it stands for. Then green runs down: each box also says what
@@ -445,8 +459,8 @@ flipbook(draw_blelloch, range(8), "Blelloch: up the tree and down again, eight s
 # %%
 def padded(a, b, multiple):
     """a and b with identity steps (1, 0) at the end, so that `multiple` divides L."""
-    extra = -len(a) % multiple
-    return torch.cat((a, a.new_ones(extra, a.shape[1]))), torch.cat((b, b.new_zeros(extra, b.shape[1])))
+    shape = -len(a) % multiple, a.shape[1]
+    return torch.cat((a, a.new_ones(shape))), torch.cat((b, b.new_zeros(shape)))
 
 
 def interleaved(even, odd):
@@ -455,7 +469,7 @@ def interleaved(even, odd):
 
 
 def blelloch(a, b):
-    """All prefixes in 2 log2 L rounds, up a tree and down again: a, b (L, S) -> h (L, S)."""
+    """All prefixes in 2 log2 L rounds, up and down a tree: a, b (L, S) -> h (L, S)."""
     L = len(a)
     floors = [padded(a, b, 2 ** (L - 1).bit_length())]
     while len(floors[-1][0]) > 1:  # up
@@ -484,7 +498,8 @@ for L in (8, 64, 1024):
 #
 # *Core.*
 #
-# Trees are not the only way. A few workers may share the steps as people would: cut the sequence into chunks of K steps.
+# Trees are not the only way. A few workers may share the steps as people would: cut the sequence into chunks of K
+# steps.
 #
 # 1. **Inside.** Each worker walks through its own chunk, as if nothing came before. All walk at the same time.
 # 2. **Carry.** The last prefix of each chunk is handed on, from chunk to chunk.
@@ -510,7 +525,8 @@ def draw_chunks(figure, frame):
             arrow(axis, (3, chunk - 0.75), (3, chunk - 0.25), colour="orange")
             for k in range(3 if frame >= 6 else 0):
                 arrow(axis, (2.7, chunk - 0.8), (k, chunk - 0.25), colour="orange")
-    axis.set_title(["inside", "carry", "fix"][(frame > 3) + (frame > 5)] + f": round {frame}")
+    name = "inside" if frame < 4 else "carry" if frame < 6 else "fix"
+    axis.set_title(f"{name}: round {frame} of 6")
 
 
 print("combines: inside", 3 * 3, " carry", 2, " fix", 2 * 3, " rounds:", 3 + 2 + 1)
@@ -567,7 +583,7 @@ def example(L, B=2, E=3, N=4, seed=0):
     """Random u, delta (B, L, E), A (E, N), B and C (B, L, N) of a selective scan."""
     generator = torch.Generator().manual_seed(seed)
     u, maps = (torch.randn(B, L, width, generator=generator) for width in (E, 2 * N))
-    delta = 0.001 + 0.099 * torch.rand(B, L, E, generator=generator)  # where Mamba's step sizes begin
+    delta = 0.001 + 0.099 * torch.rand(B, L, E, generator=generator)  # where Mamba starts
     A = -torch.arange(1.0, N + 1).repeat(E, 1)
     return u, delta, A, *maps.split(N, dim=-1)
 
@@ -597,8 +613,9 @@ assert worst[torch.float32] < 2e-6 and worst[torch.float64] < 1e-12
 # %%
 lengths = [2**k for k in range(2, 13, 2)]
 costs = {name: [count(scan, L) for L in lengths] for name, scan in SCANS.items()}
-costs["chunked, K = √L"] = [count(lambda a, b, L=L: chunked(a, b, math.isqrt(L)), L) for L in lengths]
 del costs["chunked, K = 32"]
+by_roots = [lambda a, b, K=2**k: chunked(a, b, K) for k in range(1, 7)]
+costs["chunked, K = √L"] = [count(*each) for each in zip(by_roots, lengths, strict=True)]
 figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1))
 for (name, found), style in zip(costs.items(), ("o-", "s-", "^-", "d-"), strict=True):
     for axis, part in zip(axes, range(2), strict=True):
@@ -657,7 +674,7 @@ if not numba:
 
 
 def race(widths, repeats, L=1024):
-    """Seconds of each scan for S sequences of L steps, the shortest of `repeats` runs: name -> list."""
+    """Seconds of each scan for S sequences of L steps, the best of `repeats` runs."""
     seconds = {name: [] for name in ENTRANTS}
     for S in widths:
         a, b = torch.rand(L, S, dtype=torch.float32), torch.randn(L, S, dtype=torch.float32)
@@ -687,16 +704,19 @@ torch.set_num_threads(threads)
 measured = json.loads(Path("../docs/measurements/06_scans.json").read_text())["data"]
 widths, seconds = measured["sequences"], measured["seconds"]
 figure, axis = plt.subplots(figsize=(6.8, 3.6))
-for (name, values), style in zip(seconds.items(), ("o-", "s-", "^-", "d-", "v--"), strict=True):
+styles = "o-", "s-", "^-", "d-", "v--"
+for (name, values), style in zip(seconds.items(), styles, strict=True):
     axis.loglog(widths, [1e3 * value for value in values], style, label=name)
 axis.set(xlabel="sequences S", ylabel="milliseconds", title="1,024 steps on one core")
 axis.legend(ncols=2, fontsize=8)
 show(figure, "Time of five scans against the number of sequences, on logarithmic axes")
-one, many = ({name: values[i] for name, values in seconds.items()} for i in (0, -1))
-print(f"1 sequence: the loop takes {one['loop'] / one['Blelloch']:.0f} times as long as Blelloch")
-print(f"6,144: Blelloch takes {many['Blelloch'] / many['loop']:.0f} times as long as the loop,")
-print(f"       Hillis and Steele {many['Hillis-Steele'] / many['loop']:.0f} times")
-assert all(compiled < min(times) for *times, compiled in zip(*seconds.values(), strict=True))
+few, many = ({name: values[i] for name, values in seconds.items()} for i in (0, -1))
+factor = few["loop"] / few["Blelloch"]
+print(f"1 sequence: the loop needs {factor:.0f} times as long as Blelloch")
+for name in ("Blelloch", "Hillis-Steele"):
+    print(f"6,144: {name} needs {many[name] / many['loop']:.1f} times as long as the loop")
+for *others, fastest in zip(*seconds.values(), strict=True):
+    assert fastest < min(others)  # the compiled loop
 
 # %% [markdown]
 # **What to see.** Left, few sequences: the loop in PyTorch is slow, the parallel scans are fast. Right, many sequences:
@@ -732,7 +752,7 @@ assert all(compiled < min(times) for *times, compiled in zip(*seconds.values(), 
 
 # %%
 def ticks(L, S, lanes):
-    """(sequential, Hillis and Steele): ticks for L steps of S sequences; all whole numbers."""
+    """(sequential, Hillis and Steele): ticks for L steps of S sequences; whole numbers."""
     # BEGIN SOLUTION
     distances = [2**k for k in range((L - 1).bit_length())]
     tree = sum(math.ceil(S * (L - distance) / lanes) for distance in distances)
@@ -755,7 +775,9 @@ def ticks_of(scan, L, S, lanes):
 
 
 lanes = [2**k for k in range(0, 25, 2)]
-curves = {name: [ticks_of(scan, 1024, 6144, P) for P in lanes] for name, scan in SCANS.items()}
+curves = {name: [] for name in SCANS}
+for name, scan in SCANS.items():
+    curves[name] = [ticks_of(scan, 1024, 6144, P) for P in lanes]
 figure, axis = plt.subplots(figsize=(6.8, 3.5))
 for (name, values), style in zip(curves.items(), ("o-", "s-", "^-", "d-"), strict=True):
     axis.loglog(lanes, values, style, label=name)
@@ -764,10 +786,11 @@ for P, name in ((32, "2 CPU cores"), (16_896, "one H100")):
     axis.text(1.15 * P, 3e6, name, fontsize=8)
 axis.set(xlabel="lanes", ylabel="ticks", title="6,144 sequences of 1,024 steps")
 axis.legend(loc="lower left", fontsize=8)
-show(figure, "Ticks of four scans against the number of lanes; the loop is lowest up to 6,144 lanes")
-for P in (32, 16_896, 2**20):
-    counted = {name: ticks_of(scan, 1024, 6144, P) for name, scan in SCANS.items()}
-    print(f"{P:>7} lanes: least ticks for", min(counted, key=counted.get))
+show(figure, "Ticks of four scans against the lanes; with few lanes the loop is lowest")
+for images, P in ((1, 32), (1, 16_896), (8, 16_896), (1, 2**20), (1, 2**24)):
+    counted = {name: ticks_of(scan, 1024, images * 6144, P) for name, scan in SCANS.items()}
+    best = min(counted, key=counted.get)
+    print(f"{images} x 6144 sequences, {P:>8} lanes: least ticks for {best}")
 
 # %% [markdown]
 # **What to see.** Up to 6,144 lanes all curves fall alike, and the loop is the lowest: it has the least work. Then the
@@ -801,13 +824,14 @@ def by_products(a, b):
 
 
 short = largest_error(scan_with(by_products, *example(50)), scan_reference(*example(50))[0])
-print("four steps:", by_products(a, b).tolist(), " a scan of 50 steps within 1e-12:", short < 1e-12)
+print("four steps:", by_products(a, b).tolist())
+print("a selective scan of 50 steps equals the reference within 1e-12:", short < 1e-12)
 assert by_products(a, b).tolist() == loop(a, b).tolist() and short < 1e-12
 
 # %% [markdown]
-# Equal in exact arithmetic. But $P$ shrinks with every step, and we divide by it. The largest number of float32 is about
-# $3.4 \cdot 10^{38} = e^{88.7}$. If each step multiplies by $e^{-z}$, with $z = \Delta |A|$, then $1/P$ passes it after
-# $88.7 / z$ steps. Mamba's own start has $\Delta$ up to 0.1 and $A$ down to $-16$, so $z = 1.6$: **55 steps**. A Vim
+# Equal in exact arithmetic. But $P$ shrinks with every step, and we divide by it. The largest number of float32 is
+# about $3.4 \cdot 10^{38} = e^{88.7}$. If each step multiplies by $e^{-z}$, with $z = \Delta |A|$, then $1/P$ passes it
+# after $88.7 / z$ steps. Mamba's own start has $\Delta$ up to 0.1 and $A$ down to $-16$, so $z = 1.6$: **55 steps**. A Vim
 # has 197 tokens. We sweep length and decay, and draw where the trick holds.
 
 # %%
@@ -821,7 +845,7 @@ exact = loop(a_sweep, b_sweep)
 def broken(scan):
     """Where float32 is wrong by more than 1e-4, or no number: (1024 steps, 60 decays)."""
     error = (scan(a_sweep.float(), b_sweep.float()) - exact).abs()
-    return ~(error <= 1e-4 * exact.abs().amax(0))  # not `>`: a comparison with NaN is never true
+    return ~(error <= 1e-4 * exact.abs().amax(0))  # not `>`: NaN compares as False
 
 
 first_bad = broken(by_products).double().argmax(0)  # 0 where none is bad
@@ -835,16 +859,17 @@ assert 0.9 < ratio.min() and ratio.max() < 1.1
 # %%
 def draw_broken(axis, scan, title):
     bad = broken(scan)
-    axis.pcolormesh(decays, torch.arange(1024) + 1, bad, cmap="Oranges", vmax=1.6, shading="nearest")
-    axis.plot(decays, 88.7 / decays, color=COLOURS["black"], linestyle="--", label="88.7 / z")
-    axis.set(xscale="log", yscale="log", ylim=(4, 1024), xlabel="decay z of a step", title=title)
-    axis.set(ylabel="step")
+    steps = torch.arange(1024) + 1
+    axis.pcolormesh(decays, steps, bad, cmap="Oranges", vmax=1.6, shading="nearest")
+    axis.plot(decays, 88.7 / decays, "--", color=COLOURS["black"], label="88.7 / z")
+    axis.set(xscale="log", yscale="log", ylim=(4, 1024), title=title)
+    axis.set(xlabel="decay z of a step", ylabel="step")
     return bad.sum().item()
 
 
 figure, axis = plt.subplots(figsize=(5.6, 3.2))
 count_bad = draw_broken(axis, by_products, "Products over all steps, float32")
-axis.legend()
+axis.legend(loc="lower left")
 show(figure, "Steps above the line 88.7 / z are wrong, all steps below it are right")
 print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
 
@@ -909,7 +934,7 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
 names = "over all steps", "in chunks of 16", "in chunks of 32"
 ways = by_products, mended, lambda a, b: mended(a, b, 32)
 bad = [draw_broken(*each) for each in zip(axes, ways, names, strict=True)]
-show(figure, "Broken states: above the line, none with chunks of 16, a strip at strong decay with 32")
+show(figure, "Broken states: above the line; none with chunks of 16; a strip with 32")
 print("broken states:", dict(zip(names, bad, strict=True)), " 80 / 16 =", 80 / 16)
 assert bad[1] == 0 < bad[2] < bad[0]
 
@@ -946,8 +971,8 @@ for name, scan in SCANS.items():
 #
 # $$g[t] = dh[t] + a[t+1]\, g[t+1] \tag{6.6}$$
 #
-# This is called the **adjoint** recurrence. It is (6.1) again, walked from the right, with $dh$ in the place of $b$. And
-# the two gradients that we want are local, because $a[t]$ and $b[t]$ act on nothing but $h[t]$:
+# This is called the **adjoint** recurrence. It is (6.1) again, walked from the right, with $dh$ in the place of $b$.
+# And the two gradients that we want are local, because $a[t]$ and $b[t]$ act on nothing but $h[t]$:
 #
 # $$\frac{d\,\text{loss}}{d\,b[t]} = g[t] \qquad \frac{d\,\text{loss}}{d\,a[t]} = g[t]\, h[t-1] \tag{6.7}$$
 #
@@ -972,7 +997,7 @@ for t, (state, g) in enumerate(zip((8, 6, 2.5), (3, 2, 4), strict=True)):
     if t:
         arrow(axis, (x - 1.63, 1.75), (x - 0.57, 1.75), f"×{a[t]:g}", "blue")
         arrow(axis, (x - 0.57, 0.75), (x - 1.63, 0.75), f"×{a[t]:g}", "orange")
-show(figure, "States go right, gradients go left, over the same edges with the same factors")
+show(figure, "States go right, gradients go left, over the same edges and factors")
 print("factors between three steps:", a[1:3].tolist(), "both ways")
 
 # %% [markdown]
@@ -1021,7 +1046,7 @@ check("06.6", scan_backward)
 
 # %%
 class Scan(torch.autograd.Function):
-    """h of (6.1) by any scan, with (6.6) and (6.7) as its gradient: a, b (L, S) -> h (L, S)."""
+    """(6.1) by any scan, (6.6) and (6.7) as its gradient: a, b (L, S) -> h (L, S)."""
 
     @staticmethod
     def forward(ctx, scan, a, b):
@@ -1056,7 +1081,7 @@ ours = torch.autograd.grad(
 )
 for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, strict=True):
     right = largest_error(found, exact) < 1e-12
-    print(f"gradient of {name:>5} {tuple(found.shape)!s:>10}: equals the package's within 1e-12: {right}")
+    print(f"gradient by {name:>5}, {tuple(found.shape)!s:>10}: as the package's: {right}")
     assert right
 
 # %% [markdown]
@@ -1072,8 +1097,9 @@ for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, str
 
 # %%
 block = 64 * 197 * 384 * 16 * 4 / 2**20
-print(f"one block: {block:.0f} MiB; two for each of 48 scans: {2 * 48 * block / 1024:.1f} GiB")
-assert round(2 * 48 * block / 1024, 1) == 27.7
+total = 2 * 48 * block / 1024
+print(f"one block: {block:.0f} MiB; two in each of 48 scans: {total:.1f} GiB")
+assert round(total, 1) == 27.7
 
 # %% [markdown]
 # 28 GiB, for a model of 7 million parameters. The way out: keep only the state at the start of every K steps, and
@@ -1097,8 +1123,10 @@ def run_chunk(u, delta, A, B, C, h):
     """The outputs of a few steps, and the state after them, step by step."""
     calls.append(len(h))
     outputs = []
-    for u_t, delta_t, B_t, C_t in zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True):
-        h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, None]
+    steps = zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True)
+    for u_t, delta_t, B_t, C_t in steps:
+        a_t = torch.exp(delta_t[..., None] * A)
+        h = a_t * h + (delta_t * u_t)[..., None] * B_t[:, None]
         outputs.append((h * C_t[:, None]).sum(-1))
     return torch.stack(outputs, dim=1), h
 
@@ -1106,7 +1134,8 @@ def run_chunk(u, delta, A, B, C, h):
 def with_recomputation(u, delta, A, B, C, K):
     """A selective scan that keeps a state every K steps: y (B, L, E)."""
     h, outputs = u.new_zeros(len(u), *A.shape), []
-    for u_k, delta_k, B_k, C_k in zip(*(x.split(K, dim=1) for x in (u, delta, B, C)), strict=True):
+    chunks = zip(*(x.split(K, dim=1) for x in (u, delta, B, C)), strict=True)
+    for u_k, delta_k, B_k, C_k in chunks:
         y, h = checkpoint(run_chunk, u_k, delta_k, A, B_k, C_k, h, use_reentrant=False)
         outputs.append(y)
     return torch.cat(outputs, dim=1)
@@ -1127,7 +1156,7 @@ assert len(calls) == 15
 
 # %%
 class Memory(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside `with Memory() as memory:`; `peak` is the most at one time."""
+    """Counts the bytes of all tensors made inside `with Memory()`, now and at the peak."""
 
     def __init__(self):
         super().__init__()
@@ -1181,19 +1210,20 @@ figure, axis = plt.subplots(figsize=(6.2, 3.2))
 axis.plot(sizes, predicted, "--", label="predicted: 1/K + 2K/L")
 axis.plot(sizes, peaks, "o", label="measured")
 axis.axhline(plain, color=COLOURS["red"], linestyle=":", label="measured, all kept")
-axis.set(xscale="log", ylim=(0, 2.6), xlabel="K, steps in a chunk", ylabel="blocks at the most")
-axis.set(title="Memory of a scan and its gradient, L = 256", xticks=sizes, xticklabels=sizes)
+axis.set(xscale="log", ylim=(0, 2.6), xticks=sizes, xticklabels=sizes)
+axis.set(xlabel="K, steps in a chunk", ylabel="blocks at the most")
+axis.set_title("Memory of a scan and its gradient, L = 256")
 axis.minorticks_off()
 axis.legend()
-show(figure, "Predicted and measured memory against K: a valley around K = 8 to 16, 2.3 blocks at 256")
+show(figure, "Predicted and measured memory against K: a valley around K = 8 to 16")
 best = sizes[peaks.index(min(peaks))]
 print(f"least at K = {best}: {plain / min(peaks):.1f} times less than with all kept")
 assert best in (8, 16)
 
 # %% [markdown]
-# **What to see.** The valley lies where the prediction has it. The dots lie above the line by a nearly constant third of
-# a block or less: inputs, outputs and their gradients, (B, L, E) each, which (6.8) leaves out. At N = 16 one of them is a
-# sixteenth of a block.
+# **What to see.** The valley lies where the prediction has it. The dots lie above the line by a nearly constant third
+# of a block or less: inputs, outputs and their gradients, (B, L, E) each, which (6.8) leaves out. At N = 16 one of them
+# is a sixteenth of a block.
 #
 # On the left too many states are kept. On the right, at K = L, everything is computed twice and nothing is saved.
 #
@@ -1216,7 +1246,7 @@ assert best in (8, 16)
 
 # %%
 def backward_from_starts(a, b, starts, dh):
-    """(d loss / d a, d loss / d b); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
+    """(by a, by b); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
     # BEGIN SOLUTION
     K = len(a) // len(starts)
     da, db, carry = torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a[0])
@@ -1241,7 +1271,7 @@ for name in ("chunked", "reference"):
     grads = torch.autograd.grad(selective_scan(*given, backend=name).sum(), given)
     ours = torch.autograd.grad(with_recomputation(*given, 10).sum(), given)
     error = max(map(largest_error, ours, grads))
-    print(f"recomputed gradients equal those of the backend {name!r} within 1e-12: {error < 1e-12}")
+    print(f"recomputed gradients equal those of {name!r} within 1e-12: {error < 1e-12}")
     assert error < 1e-12
 
 # %% [markdown]
@@ -1304,7 +1334,8 @@ a_6, b_6 = inputs(6, torch.float32)
 step = torch.zeros_like(a_6)
 step[2] = 1e-6
 with torch.no_grad():
-    quotient = (Suspect.apply(a_6 + step, b_6) - Suspect.apply(a_6 - step, b_6)).sum() / 2e-6
+    more, less = (Suspect.apply(a_6 + sign * step, b_6).sum() for sign in (1, -1))
+    quotient = (more - less) / 2e-6
 found = torch.autograd.grad(Suspect.apply(a_6, b_6).sum(), a_6)[0][2, 0]
 print("report B, equal within 0.1 %:", bool((quotient - found).abs() < 1e-3 * found.abs()))
 
