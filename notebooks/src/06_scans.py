@@ -78,6 +78,7 @@ def loop(a, b):
     return torch.stack(states)
 
 
+# %%
 print("states:", loop(a, b).tolist())
 assert loop(a, b).tolist() == [8, 6, 2.5, 4.25]
 
@@ -104,7 +105,8 @@ print("steps that wait for each other:", len(a) - 1)
 # - **Shapes.** Image, channel and state never meet inside a scan. So we put time first and all else into one axis: $a$
 #   and $b$ are (L, S), with $S = B \cdot E \cdot N$ independent **sequences**. Vim-Tiny has $384 \cdot 16 = 6144$ of
 #   them for one image and direction.
-#
+
+# %% [markdown]
 # ## 2. Two steps are one step
 #
 # *Core.*
@@ -170,6 +172,7 @@ def text(pair):
     return f"({pair[0].item():.3g}, {pair[1].item():.3g})"
 
 
+# %%
 steps = list(zip(a, b, strict=True))
 left, right = and_then(*steps[:2]), and_then(*steps[2:])
 chain = and_then(and_then(left, steps[2]), steps[3])
@@ -191,6 +194,7 @@ def draw_joins(axis, shift, joins, title):
             arrow(axis, start, (x + side + shift, y + 0.17), colour="grey")
 
 
+# %%
 one, two, three, four = ((0.5 + 0.9 * t, 2.3) for t in range(4))
 three_joined = and_then(left, steps[2])
 chained = [(0.95, 1.65, left, one, two), (1.85, 1.0, three_joined, (0.95, 1.65), three)]
@@ -223,6 +227,7 @@ def gap(rule, draw, triples=1000):
     return worst
 
 
+# %%
 torch.manual_seed(0)
 number, pair = lambda: (torch.randn(()),), lambda: (torch.rand(()), torch.randn(()))
 matrix = lambda: (torch.randn(3, 3),)  # noqa: E731 (three of a kind)
@@ -233,6 +238,8 @@ RULES = {
     "0.9 left + right": (lambda x, y: (0.9 * x[0] + y[0],), number),
     "mean of the two": (lambda x, y: ((x[0] + y[0]) / 2,), number),
 }
+
+# %%
 gaps = {name: gap(*rule) for name, rule in RULES.items()}
 for name, worst in gaps.items():
     verdict = "associative" if worst < 1e-12 else f"NOT associative, off by {worst:.1g}"
@@ -300,6 +307,7 @@ def combine(first, second):
     return a_2 * a_1, a_2 * b_1 + b_2
 
 
+# %%
 def count(scan, L):
     """(work, depth) of a scan of L steps."""
     rounds.clear()
@@ -351,6 +359,7 @@ def draw_hillis_steele(figure, frame):
     axis.set_title(f"round {(frame + 1) // 2} of 3: {done} combines so far")
 
 
+# %%
 print("rounds:", math.ceil(math.log2(8)), " combines:", (8 - 1) + (8 - 2) + (8 - 4))
 flipbook(draw_hillis_steele, range(7), "Hillis and Steele: eight steps in three rounds")
 
@@ -370,6 +379,7 @@ def hillis_steele(a, b):
     return b
 
 
+# %%
 assert largest_error(hillis_steele(a[:, None], b[:, None])[:, 0], loop(a, b)) == 0
 for L in (8, 1024):
     print(f"L = {L}: work, depth =", count(hillis_steele, L))
@@ -445,6 +455,7 @@ def draw_blelloch(figure, frame):
     axis.set_title(f"{'up' if frame < 4 else 'down'}: {done} combines so far")
 
 
+# %%
 print("combines: up", 4 + 2 + 1, " down", 1 + 2 + 4, " rounds:", 2 * 3)
 flipbook(draw_blelloch, range(8), "Blelloch: up a tree and down, eight steps in six rounds")
 
@@ -468,6 +479,7 @@ def interleaved(even, odd):
     return torch.stack((even, odd), dim=1).flatten(0, 1)
 
 
+# %%
 def blelloch(a, b):
     """All prefixes in 2 log2 L rounds, up and down a tree: a, b (L, S) -> h (L, S)."""
     L = len(a)
@@ -529,6 +541,7 @@ def draw_chunks(figure, frame):
     axis.set_title(f"{name}: round {frame} of 6")
 
 
+# %%
 print("combines: inside", 3 * 3, " carry", 2, " fix", 2 * 3, " rounds:", 3 + 2 + 1)
 flipbook(draw_chunks, range(7), "A scan in chunks: three chunks of four steps, six rounds")
 
@@ -579,6 +592,7 @@ SCANS = {
 }
 
 
+# %%
 def example(L, B=2, E=3, N=4, seed=0):
     """Random u, delta (B, L, E), A (E, N), B and C (B, L, N) of a selective scan."""
     generator = torch.Generator().manual_seed(seed)
@@ -598,6 +612,7 @@ def scan_with(scan, u, delta, A, B, C):
     return torch.einsum("blen,bln->ble", h, C)
 
 
+# %%
 worst = dict.fromkeys((torch.float32, torch.float64), 0.0)
 for L in (1, 2, 3, 7, 63, 64, 65, 197, 1000, 1024):
     exact, _ = scan_reference(*example(L))
@@ -616,6 +631,8 @@ costs = {name: [count(scan, L) for L in lengths] for name, scan in SCANS.items()
 del costs["chunked, K = 32"]
 by_roots = [lambda a, b, K=2**k: chunked(a, b, K) for k in range(1, 7)]
 costs["chunked, K = √L"] = [count(*each) for each in zip(by_roots, lengths, strict=True)]
+
+# %%
 figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1))
 for (name, found), style in zip(costs.items(), ("o-", "s-", "^-", "d-"), strict=True):
     for axis, part in zip(axes, range(2), strict=True):
@@ -647,6 +664,7 @@ except ImportError:
     numba = None
 
 
+# %%
 def walk(a, b, h):
     """The loop of section 1 on arrays (L, S), written out for a compiler; fills h."""
     for s in range(a.shape[1]):
@@ -656,6 +674,7 @@ def walk(a, b, h):
             h[t, s] = a[t, s] * h[t - 1, s] + b[t, s]
 
 
+# %%
 def compiled(a, b):
     """All states by the compiled loop: a, b (L, S) -> h (L, S)."""
     h = torch.empty_like(b)
@@ -673,6 +692,7 @@ if not numba:
     del ENTRANTS["compiled loop"]
 
 
+# %%
 def race(widths, repeats, L=1024):
     """Seconds of each scan for S sequences of L steps, the best of `repeats` runs."""
     seconds = {name: [] for name in ENTRANTS}
@@ -703,13 +723,6 @@ torch.set_num_threads(threads)
 # %%
 measured = json.loads(Path("../docs/measurements/06_scans.json").read_text())["data"]
 widths, seconds = measured["sequences"], measured["seconds"]
-figure, axis = plt.subplots(figsize=(6.8, 3.6))
-styles = "o-", "s-", "^-", "d-", "v--"
-for (name, values), style in zip(seconds.items(), styles, strict=True):
-    axis.loglog(widths, [1e3 * value for value in values], style, label=name)
-axis.set(xlabel="sequences S", ylabel="milliseconds", title="1,024 steps on one core")
-axis.legend(ncols=2, fontsize=8)
-show(figure, "Time of five scans against the number of sequences, on logarithmic axes")
 few, many = ({name: values[i] for name, values in seconds.items()} for i in (0, -1))
 factor = few["loop"] / few["Blelloch"]
 print(f"1 sequence: the loop needs {factor:.0f} times as long as Blelloch")
@@ -717,6 +730,16 @@ for name in ("Blelloch", "Hillis-Steele"):
     print(f"6,144: {name} needs {many[name] / many['loop']:.1f} times as long as the loop")
 for *others, fastest in zip(*seconds.values(), strict=True):
     assert fastest < min(others)  # the compiled loop
+
+# %%
+figure, axis = plt.subplots(figsize=(6.8, 3.6))
+styles = "o-", "s-", "^-", "d-", "v--"
+for (name, values), style in zip(seconds.items(), styles, strict=True):
+    axis.loglog(widths, [1e3 * value for value in values], style, label=name)
+axis.set(xlabel="sequences S", ylabel="milliseconds", title="1,024 steps on one core")
+axis.legend(ncols=2, fontsize=8)
+show(figure, "Time of five scans against the number of sequences, on logarithmic axes")
+print("scans:", len(seconds), " widths:", widths)
 
 # %% [markdown]
 # **What to see.** Left, few sequences: the loop in PyTorch is slow, the parallel scans are fast. Right, many sequences:
@@ -729,7 +752,8 @@ for *others, fastest in zip(*seconds.values(), strict=True):
 # - **Work.** With many sequences the arithmetic counts, and there Hillis and Steele have nine times as much.
 # - **Memory.** The loop keeps its S states in the processor's cache, reads $a$ and $b$ once and writes $h$ once. Each
 #   round of a tree reads and writes long arrays that do not fit there.
-#
+
+# %% [markdown]
 # And what did the parallel scans want to gain? Something to do for idle hands. A core adds and multiplies 8 or 16
 # numbers at once, in **lanes**. But with 6,144 sequences no lane is ever idle: the loop gives each lane another
 # *sequence*. Only who has more lanes than sequences has lanes to give to *time*.
@@ -774,6 +798,13 @@ def ticks_of(scan, L, S, lanes):
     return sum(math.ceil(S * n / lanes) for n in rounds)
 
 
+# %%
+for images, P in ((1, 32), (1, 16_896), (8, 16_896), (1, 2**20), (1, 2**24)):
+    counted = {name: ticks_of(scan, 1024, images * 6144, P) for name, scan in SCANS.items()}
+    best = min(counted, key=counted.get)
+    print(f"{images} x 6144 sequences, {P:>8} lanes: least ticks for {best}")
+
+# %%
 lanes = [2**k for k in range(0, 25, 2)]
 curves = {name: [] for name in SCANS}
 for name, scan in SCANS.items():
@@ -786,11 +817,9 @@ for P, name in ((32, "2 CPU cores"), (16_896, "one H100")):
     axis.text(1.15 * P, 3e6, name, fontsize=8)
 axis.set(xlabel="lanes", ylabel="ticks", title="6,144 sequences of 1,024 steps")
 axis.legend(loc="lower left", fontsize=8)
+flat = ticks_of(sequential, 1024, 6144, 6144)
 show(figure, "Ticks of four scans against the lanes; with few lanes the loop is lowest")
-for images, P in ((1, 32), (1, 16_896), (8, 16_896), (1, 2**20), (1, 2**24)):
-    counted = {name: ticks_of(scan, 1024, images * 6144, P) for name, scan in SCANS.items()}
-    best = min(counted, key=counted.get)
-    print(f"{images} x 6144 sequences, {P:>8} lanes: least ticks for {best}")
+print("ticks of the loop with a lane for each sequence:", flat)
 
 # %% [markdown]
 # **What to see.** Up to 6,144 lanes all curves fall alike, and the loop is the lowest: it has the least work. Then the
@@ -802,7 +831,8 @@ for images, P in ((1, 32), (1, 16_896), (8, 16_896), (1, 2**20), (1, 2**24)):
 # again. The paper of Mamba names the parallel scan as one of its three techniques (section 3.3.2). It pays where batch
 # times channels leave lanes idle. The kernels of this package walk in time, give lanes to channels, and cut long
 # sequences into chunks only where lanes would be idle ([chapter 07](07_kernels.ipynb)).
-#
+
+# %% [markdown]
 # ## 8. A shortcut that overflows
 #
 # *Core.*
@@ -831,8 +861,8 @@ assert by_products(a, b).tolist() == loop(a, b).tolist() and short < 1e-12
 # %% [markdown]
 # Equal in exact arithmetic. But $P$ shrinks with every step, and we divide by it. The largest number of float32 is
 # about $3.4 \cdot 10^{38} = e^{88.7}$. If each step multiplies by $e^{-z}$, with $z = \Delta |A|$, then $1/P$ passes it
-# after $88.7 / z$ steps. Mamba's own start has $\Delta$ up to 0.1 and $A$ down to $-16$, so $z = 1.6$: **55 steps**. A Vim
-# has 197 tokens. We sweep length and decay, and draw where the trick holds.
+# after $88.7 / z$ steps. Mamba's own start has $\Delta$ up to 0.1 and $A$ down to $-16$, so $z = 1.6$: **55 steps**. A
+# Vim has 197 tokens. We sweep length and decay, and draw where the trick holds.
 
 # %%
 decays = torch.logspace(-2, math.log10(5), 60)  # z
@@ -848,6 +878,7 @@ def broken(scan):
     return ~(error <= 1e-4 * exact.abs().amax(0))  # not `>`: NaN compares as False
 
 
+# %%
 first_bad = broken(by_products).double().argmax(0)  # 0 where none is bad
 seen = first_bad > 0
 print("decays that break within 1,024 steps:", seen.sum().item(), "of", len(decays))
@@ -867,6 +898,7 @@ def draw_broken(axis, scan, title):
     return bad.sum().item()
 
 
+# %%
 figure, axis = plt.subplots(figsize=(5.6, 3.2))
 count_bad = draw_broken(axis, by_products, "Products over all steps, float32")
 axis.legend(loc="lower left")
@@ -930,6 +962,7 @@ def mended(a, b, K=16):
     return torch.cat(parts)
 
 
+# %%
 figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
 names = "over all steps", "in chunks of 16", "in chunks of 32"
 ways = by_products, mended, lambda a, b: mended(a, b, 32)
@@ -1064,6 +1097,7 @@ class Scan(torch.autograd.Function):
         return None, g * h_before, g
 
 
+# %%
 for name, scan in SCANS.items():
     given = [torch.rand(11, 2, requires_grad=True), torch.randn(11, 2, requires_grad=True)]
     passes = torch.autograd.gradcheck(lambda a, b, scan=scan: Scan.apply(scan, a, b), given)
@@ -1079,6 +1113,8 @@ ours = torch.autograd.grad(
     given,
     dy,
 )
+
+# %%
 for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, strict=True):
     right = largest_error(found, exact) < 1e-12
     print(f"gradient by {name:>5}, {tuple(found.shape)!s:>10}: as the package's: {right}")
@@ -1108,8 +1144,8 @@ assert round(total, 1) == 27.7
 # $$\underbrace{\frac1K}_{\text{states kept}} + \underbrace{\frac{2K}{L}}_{\text{the one chunk that is open}}
 # \quad\text{blocks} \tag{6.8}$$
 #
-# The first term falls with K, the second grows. They are equal at $K = \sqrt{L/2}$. For L = 256 that is K = 11, with
-# 0.18 blocks in place of 2. The price: every step of the forward pass is computed twice.
+# The first term falls with K, the second grows. They are equal at $K = \sqrt{L/2}$. For L = 128 that is K = 8, with
+# 0.25 blocks in place of 2. The price: every step of the forward pass is computed twice.
 #
 # *The idea: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174.* Mamba's paper calls it
 # recomputation (section 3.3.2). PyTorch has it built in: `checkpoint(function, ...)` keeps the arguments of the
@@ -1131,6 +1167,7 @@ def run_chunk(u, delta, A, B, C, h):
     return torch.stack(outputs, dim=1), h
 
 
+# %%
 def with_recomputation(u, delta, A, B, C, K):
     """A selective scan that keeps a state every K steps: y (B, L, E)."""
     h, outputs = u.new_zeros(len(u), *A.shape), []
@@ -1141,6 +1178,7 @@ def with_recomputation(u, delta, A, B, C, K):
     return torch.cat(outputs, dim=1)
 
 
+# %%
 given = [x.requires_grad_() for x in example(100)]
 kept = with_recomputation(*given, 7)
 assert largest_error(kept, scan_reference(*given)[0]) < 1e-12
@@ -1161,23 +1199,29 @@ class Memory(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0
-        self.known = weakref.WeakSet()
+        self.known = set()  # addresses
 
     def __torch_dispatch__(self, operation, types, arguments=(), options=None):
         result = operation(*arguments, **(options or {}))
         for tensor in filter(torch.is_tensor, tree_leaves(result)):
             storage = tensor.untyped_storage()
-            if storage not in self.known:
-                self.known.add(storage)
-                self.change(storage.nbytes())
-                weakref.finalize(storage, self.change, -storage.nbytes())
+            address, size = storage.data_ptr(), storage.nbytes()
+            if address not in self.known:
+                self.known.add(address)
+                self.change(size)
+                weakref.finalize(storage, self.free, address, size)
         return result
 
-    def change(self, count):
-        self.now += count
+    def change(self, size):
+        self.now += size
         self.peak = max(self.peak, self.now)
 
+    def free(self, address, size):
+        self.known.discard(address)
+        self.change(-size)
 
+
+# %%
 with Memory() as memory:
     ones = torch.ones(1000)
     twice = ones + ones
@@ -1187,7 +1231,7 @@ assert (memory.now, memory.peak) == (8000, 16000)
 
 
 # %%
-def peak_blocks(run, L=256, E=32, N=16):
+def peak_blocks(run, L=128, E=32, N=16):
     """The most memory of a forward and backward pass, in blocks."""
     given = [x.requires_grad_() for x in example(L, 1, E, N)]
     with Memory() as memory:
@@ -1195,8 +1239,9 @@ def peak_blocks(run, L=256, E=32, N=16):
     return memory.peak / (L * E * N * 8)
 
 
-sizes = [2, 4, 8, 16, 32, 64, 128, 256]
-predicted = [1 / K + 2 * K / 256 for K in sizes]
+# %%
+sizes = [2, 4, 8, 16, 32, 64, 128]
+predicted = [1 / K + 2 * K / 128 for K in sizes]
 peaks = [peak_blocks(lambda *given, K=K: with_recomputation(*given, K)) for K in sizes]
 plain = peak_blocks(lambda *given: run_chunk(*given, torch.zeros(1, 32, 16))[0])
 print(f"all kept: predicted 2 blocks, measured {plain:.2f}")
@@ -1212,7 +1257,7 @@ axis.plot(sizes, peaks, "o", label="measured")
 axis.axhline(plain, color=COLOURS["red"], linestyle=":", label="measured, all kept")
 axis.set(xscale="log", ylim=(0, 2.6), xticks=sizes, xticklabels=sizes)
 axis.set(xlabel="K, steps in a chunk", ylabel="blocks at the most")
-axis.set_title("Memory of a scan and its gradient, L = 256")
+axis.set_title("Memory of a scan and its gradient, L = 128")
 axis.minorticks_off()
 axis.legend()
 show(figure, "Predicted and measured memory against K: a valley around K = 8 to 16")
@@ -1310,6 +1355,7 @@ class Suspect(torch.autograd.Function):
         return da, db
 
 
+# %%
 def inputs(L, dtype=torch.float64):
     """a and b (L, 1), with gradients."""
     generator = torch.Generator().manual_seed(L)
