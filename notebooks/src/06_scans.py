@@ -228,23 +228,40 @@ def gap(rule, draw, triples=1000):
 
 
 # %%
-torch.manual_seed(0)
-number, pair = lambda: (torch.randn(()),), lambda: (torch.rand(()), torch.randn(()))
-matrix = lambda: (torch.randn(3, 3),)  # noqa: E731 (three of a kind)
+def numbers():
+    return (torch.randn(()),)
+
+
+def pairs():
+    return torch.rand(()), torch.randn(())
+
+
+def matrices():
+    return (torch.randn(3, 3),)
+
+
 RULES = {
-    "pairs, (6.2)": (and_then, pair),
-    "the larger": (lambda x, y: (torch.maximum(x[0], y[0]),), number),
-    "matrix product": (lambda x, y: (y[0] @ x[0],), matrix),
-    "0.9 left + right": (lambda x, y: (0.9 * x[0] + y[0],), number),
-    "mean of the two": (lambda x, y: ((x[0] + y[0]) / 2,), number),
+    "pairs, (6.2)": (and_then, pairs),
+    "the larger": (lambda x, y: (torch.maximum(x[0], y[0]),), numbers),
+    "matrix product": (lambda x, y: (y[0] @ x[0],), matrices),
+    "0.9 left + right": (lambda x, y: (0.9 * x[0] + y[0],), numbers),
+    "mean of the two": (lambda x, y: ((x[0] + y[0]) / 2,), numbers),
 }
 
 # %%
+torch.manual_seed(0)
 gaps = {name: gap(*rule) for name, rule in RULES.items()}
 for name, worst in gaps.items():
     verdict = "associative" if worst < 1e-12 else f"NOT associative, off by {worst:.1g}"
     print(f"{name:>17}: {verdict}")
 assert [worst < 1e-12 for worst in gaps.values()] == [True, True, True, False, False]
+
+# %%
+fade, one = RULES["0.9 left + right"][0], (torch.tensor(1.0),)
+as_chain = fade(fade(fade(one, one), one), one)[0]
+as_tree = fade(fade(one, one), fade(one, one))[0]
+print(f"four ones, fading by 0.9: chain {as_chain:.3g}, tree {as_tree:.3g}")
+assert as_chain < as_tree
 
 # %% [markdown]
 # The rule 0.9 left + right is off by more than rounding. Why? Take 0.5, and the numbers 8, 2, 1. From the left:
@@ -750,8 +767,8 @@ print("scans:", len(seconds), " widths:", widths)
 #   thousands, Blelloch about a hundred. With one sequence nothing else counts. So the left side says nothing about
 #   parallel scans. It says that Python is slow, and a compiler removes that.
 # - **Work.** With many sequences the arithmetic counts, and there Hillis and Steele have nine times as much.
-# - **Memory.** The loop keeps its S states in the processor's cache, reads $a$ and $b$ once and writes $h$ once. Each
-#   round of a tree reads and writes long arrays that do not fit there.
+# - **Memory.** The loop keeps its S states in the processor's cache, reads $a$ and $b$ once and writes $h$ once. The
+#   rounds of a tree read and write long arrays that do not fit there.
 
 # %% [markdown]
 # And what did the parallel scans want to gain? Something to do for idle hands. A core adds and multiplies 8 or 16
@@ -912,7 +929,17 @@ print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
 #
 # So the trick must carry a label: **float32, only while $z L$ stays below 80; float64, below 700.** A logarithm does
 # not help. `exp(-cumsum(log a))` is the same $1/P$.
-#
+
+# %%
+for dtype, limit, tolerance in ((torch.float32, 80, 2e-6), (torch.float64, 700, 1e-12)):
+    for z in (0.1, 0.4, 1.6, 5.0):
+        length = min(1024, int(limit / z))
+        given = torch.full((length, 1), math.exp(-z)), b_sweep[:length, :1]
+        error = largest_error(by_products(*(x.to(dtype) for x in given)), loop(*given))
+        assert error < tolerance
+    print(f"{limit} / z steps, at most 1,024: within {tolerance} of the largest state")
+
+# %% [markdown]
 # **The mend.** Let the products begin anew in every chunk of K steps. Then $zK$ counts in place of $zL$. What came
 # before the chunk enters as one number, the state $h_0$ before its first step, which fades like everything else:
 #
@@ -924,7 +951,7 @@ print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
 # **Goal.** Make the shortcut safe. **Difficulty.** build. **Minutes.** 10. **Core.**
 #
 # `a` and `b` are (L, S), `K` divides L. Return all states (L, S), by (6.5): a loop over the chunks, none over the
-# steps inside. The function must stand alone; `by_products` is not there when it is checked.
+# steps inside.
 #
 # <details><summary>Hint</summary>
 #
