@@ -34,6 +34,11 @@ def prose(cell):
     return FOLD.sub("", cell.source) if cell.cell_type == "markdown" else ""
 
 
+def links(cell):
+    """Where the links of a text lead, without the part after #; a(b)[c] in code is none."""
+    return [link.partition("#")[0] for link in LINK.findall(re.sub(r"`[^`]*`", "", prose(cell)))]
+
+
 def words(text):
     return len(text.split())
 
@@ -143,14 +148,13 @@ def neighbours_are_linked(notebook, name):
     places = {"beginning": notebook.cells[:2], "end": notebook.cells[-2:]}
     wrong = []
     for where, cells in places.items():
-        linked = {link.partition("#")[0] for cell in cells for link in LINK.findall(prose(cell))}
+        linked = {link for cell in cells for link in links(cell)}
         wrong += [f"no link to {missing} at the {where}" for missing in sorted(wanted - linked)]
     return wrong
 
 
 def links_lead_somewhere(notebook, name):
-    found = [link.partition("#")[0] for cell in notebook.cells for link in LINK.findall(prose(cell))]
-    local = [link for link in found if link and "://" not in link and not link.startswith("attachment:")]
+    local = [link for cell in notebook.cells for link in links(cell) if link and "://" not in link]
     return [f"nothing is at {link}" for link in local if not (ROOT / "notebooks" / link).exists()]
 
 
