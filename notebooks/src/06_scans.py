@@ -17,7 +17,7 @@
 # **Prerequisites.** [Chapter 05](05_selection.ipynb): the selective scan, $\bar A[t] = e^{\Delta[t] A}$. [Chapter
 # 02](02_discretization.ipynb): the recurrence. The chain rule; `loss.backward()`.
 #
-# **Time.** 85 minutes for the core, 105 with everything; all cells together run for 40 seconds.
+# **Time.** 81 minutes for the core, 99 with everything; all cells together run for 20 seconds.
 #
 # Previous: [05 Selection](05_selection.ipynb) · Next: [07 Kernels](07_kernels.ipynb) · [The map](00_start_here.ipynb)
 
@@ -306,7 +306,7 @@ check("06.2", fading_sum)
 # *Core.*
 #
 # A tree gives the last state. We want **all**: $s_0$, then $s_0 \bullet s_1$, then $s_0 \bullet s_1 \bullet s_2$, and
-# so on. This is called a **scan**.
+# so on. This is called a **scan**, and the selective scan has its name from here.
 #
 # To compare ways of doing it we count in one currency, the **combine**: one use of (6.2) for one sequence. **Work** is
 # how many there are in all. **Depth** is how many rounds must wait for each other; inside a round all combines can
@@ -460,9 +460,9 @@ def draw_blelloch(figure, frame):
         for first in range(0, 8, width):
             x, last = first + (width - 1) / 2, first + width - 1
             name = "" if level > frame else f"{label(first, last)}"
-            before = f"\nbefore: {label(0, first - 1) if first else '–'}" if down else ""
+            past = f"\npast: {label(0, first - 1) if first else '–'}" if down else ""
             colour = "white" if level > frame else "green" if down else "blue"
-            box(axis, x, level, name + before, 0.94 if level == 0 else 1.5, 0.62, colour)
+            box(axis, x, level, name + past, 0.94 if level == 0 else 1.5, 0.62, colour)
             if level and frame >= level:
                 for child in (x - width / 4, x + width / 4):
                     ends = [(child, level - 0.69), (x, level - 0.31)]
@@ -477,8 +477,8 @@ print("combines: up", 4 + 2 + 1, " down", 1 + 2 + 4, " rounds:", 2 * 3)
 flipbook(draw_blelloch, range(8), "Blelloch: up a tree and down, eight steps in six rounds")
 
 # %% [markdown]
-# **What to see.** Blue boxes climb: each says which steps it stands for. Then green runs down: each box also says what
-# lies before it. The root has nothing before it. At the end every step knows its past, from 0 to the one before it.
+# **What to see.** Blue boxes climb: each says which steps it stands for. Then green runs down: each box also says
+# which steps are its past. The root has none. At the end every step knows its past, from 0 to the one before it.
 #
 # The code needs a length that is a power of 2. Other lengths are filled up with steps that do nothing, $(1, 0)$. A
 # zero in place of the 1 would wipe out the state.
@@ -839,14 +839,16 @@ show(figure, "Ticks of four scans against the lanes; with few lanes the loop is 
 print("ticks of the loop with a lane for each sequence:", flat)
 
 # %% [markdown]
-# **What to see.** Up to 6,144 lanes all curves fall alike, and the loop is the lowest: it has the least work. Then the
-# loop stays flat. It has a lane for each sequence and nothing to do for the others. With many more lanes the order is
-# that of the depth.
+# **What to see.** As long as there are more sequences than lanes, all curves fall alike, and the loop is the lowest: it
+# has the least work. (Blelloch and the chunks lie on each other.) From 6,144 lanes on the loop is flat. It has a lane
+# for each sequence and nothing to do for the others. At the right edge the order is that of the depth.
 #
-# 32 are the lanes of two CPU cores with 16 each. An H100 has 132 multiprocessors with 128 lanes each. For one image a
-# tree-like scan is ahead there. With a batch of 8 there are 49,152 sequences, more than lanes, and the loop is ahead
-# again. The paper of Mamba names the parallel scan as one of its three techniques (section 3.3.2). It pays where batch
-# times channels leave lanes idle. The kernels of this package walk in time, give lanes to channels, and cut long
+# 32 are the lanes of two CPU cores with 16 each. An H100 has 132 multiprocessors with 128 lanes each. There, for one
+# image, Blelloch and the chunks are just ahead. With a batch of 8 there are 49,152 sequences, more than lanes, and the
+# loop leads again.
+#
+# So: **a parallel scan pays where batch times channels leave lanes idle.** The paper of Mamba names it as one of three
+# techniques (section 3.3.2). The kernels of this package walk in time, give the lanes to channels, and cut long
 # sequences into chunks only where lanes would be idle ([chapter 07](07_kernels.ipynb)).
 
 # %% [markdown]
@@ -1293,8 +1295,8 @@ print(f"least at K = {best}: {plain / min(peaks):.1f} times less than with all k
 assert best in (8, 16)
 
 # %% [markdown]
-# **What to see.** The valley lies where the prediction has it. The dots lie above the line by a nearly constant third
-# of a block or less: inputs, outputs and their gradients, (B, L, E) each, which (6.8) leaves out. At N = 16 one of them
+# **What to see.** The valley lies where the prediction has it. The dots lie above the line by about a third of a
+# block: outputs, copies and gradients of the shape (B, L, E), which (6.8) leaves out. At N = 16 one of them
 # is a sixteenth of a block.
 #
 # On the left too many states are kept. On the right, at K = L, everything is computed twice and nothing is saved.
