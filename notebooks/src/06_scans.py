@@ -2,8 +2,8 @@
 # # 06 · Scans
 #
 # $h[t]$ needs $h[t-1]$, which needs $h[t-2]$. So a recurrence must be computed one step after the other. Must it?
-# This chapter computes a thousand states in ten rounds. Then it measures that on your processor the slow loop is the
-# faster way, and explains why. Both are true, and who builds or uses Mamba needs both.
+# This chapter computes a thousand states in ten rounds. Then it measures the plain loop beside that, and on a
+# processor like yours the loop wins. Both are true. You will be able to say when which one is ahead, and why.
 #
 # **Learning goals.** After this chapter you can
 # - put two steps of a recurrence together into one, and test whether a rule allows that;
@@ -100,8 +100,8 @@ print("steps that wait for each other:", len(a) - 1)
 # Three remarks before we break the chain.
 # - **No convolution.** In [chapter 03](03_recurrence_is_convolution.ipynb) the FFT removed the waiting, because $a$ was
 #   the same at every step. Here each token chooses its own $a[t]$. There is no kernel.
-# - **"Should it not be $u[t-1]$?"** $b[t]$ holds the input of the same step. Who writes $u[t-1]$ names the states
-#   otherwise ([chapter 02](02_discretization.ipynb), after (2.2)). The chain is the same.
+# - **"Should it not be $u[t-1]$?"** $b[t]$ holds the input of the same step. Books that write $u[t-1]$ number
+#   the states differently ([chapter 02](02_discretization.ipynb), after (2.2)). The chain is the same.
 # - **Shapes.** Image, channel and state never meet inside a scan. So we put time first and all else into one axis: $a$
 #   and $b$ are (L, S), with $S = B \cdot E \cdot N$ independent **sequences**. Vim-Tiny has $384 \cdot 16 = 6144$ of
 #   them for one image and direction.
@@ -269,7 +269,7 @@ assert as_chain < as_tree
 # 8 has passed **two** steps and was halved once. A number alone does not tell how many steps it stands for. The pair
 # $(a, b)$ does: its $a$ is what the whole part multiplies by.
 #
-# Two small print lines. Associative is not *commutative*: brackets may move, neighbours may not be exchanged, so every
+# Two remarks. Associative is not *commutative*: brackets may move, neighbours may not be exchanged, so every
 # scan below minds which one comes first. And in floating point (6.3) holds up to rounding. So a parallel scan and a
 # loop differ in the last digits, and neither is wrong.
 #
@@ -310,8 +310,8 @@ check("06.2", fading_sum)
 #
 # To compare ways of doing it we count in one currency, the **combine**: one use of (6.2) for one sequence. **Work** is
 # how many there are in all. **Depth** is how many rounds must wait for each other; inside a round all combines can
-# happen at once. The function below notes for each round how many combines it does. The time axis may be split into
-# several; the last axis are the sequences.
+# happen at once. The function below notes for each round how many combines it does. In the shapes, the last axis holds
+# the sequences. All axes before it are time.
 
 # %%
 rounds = []  # how many combines each round has done
@@ -433,15 +433,15 @@ def hillis_steele_cost(L):
 check("06.3", hillis_steele_cost)
 
 # %% [markdown]
-# ## 5. Nothing twice: Blelloch
+# ## 5. No overlaps: Blelloch
 #
 # *Core.*
 #
-# Hillis and Steele compute much twice: steps 0–3 are joined anew for position 4, 5, 6 and 7. **Blelloch** (1990) walks
-# through one tree two times.
+# Hillis and Steele compute parts that overlap: in the third row above, 1–4, 2–5, 3–6 and 4–7 all contain step 4.
+# **Blelloch** (1990) lets no two parts of a row overlap. He walks through one tree two times.
 #
-# - **Up.** Neighbours join, then the joins join, up to the root. Every part remembers what it stands for. The waiting
-#   halves from floor to floor: $L/2 + L/4 + \dots + 1 = L - 1$ combines.
+# - **Up.** Neighbours join, then the joins join, up to the root. Every part remembers what it stands for. The number
+#   of joins halves from floor to floor: $L/2 + L/4 + \dots + 1 = L - 1$ combines.
 # - **Down.** Every part learns what came **before** it. Before the root came nothing: the identity $(1, 0)$. A left
 #   half has the same before it as its parent. A right half has, in addition, the left half: *before the parent*
 #   $\bullet$ *left half*. One combine for each parent: $L - 1$ again.
@@ -927,7 +927,7 @@ print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
 # %% [markdown]
 # **What to see.** Orange is broken: wrong, infinite, or not a number. The border is the dashed line, which was drawn
 # before anything ran. Below it the trick is right to the last digits of float32. It does not get worse slowly. It
-# falls off a cliff, in training at the first step size that has grown.
+# falls off a cliff. In a training run this is the moment when some step size has grown too large: NaN.
 #
 # So the trick must carry a label: **float32, only while $z L$ stays below 80; float64, below 700.** A logarithm does
 # not help. `exp(-cumsum(log a))` is the same $1/P$.
@@ -1308,7 +1308,8 @@ assert best in (8, 16)
 # **Goal.** Join the adjoint and recomputation. **Difficulty.** build. **Minutes.** 12. **Optional.**
 #
 # As in 06.6, return (by a, by b). But the states are gone. You have `a`, `b`, `dh` (L, S), and `starts` (L / K, S):
-# row c is the state **before** step $cK$, so the first row is the initial state, which need not be 0.
+# row c is the state **before** step $cK$. So the first row is the initial state, which need not be 0, and K is
+# `len(a) // len(starts)`.
 #
 # <details><summary>Hint</summary>
 #
@@ -1458,10 +1459,11 @@ check("06.8", findings)
 # <details><summary>What was wrong (open it when your answer is right)</summary>
 #
 # A compares two different losses: the last state alone, and the sum of all. With the same loss on both sides the
-# gradients agree. B asks float32, which has 7 digits, for a difference in the seventh. The quotient is mostly rounding.
-# In float64 it agrees; in float32 a step of 0.001 would. C is a bug: at the first step of a chunk, "the state before"
-# is set to 0. It is `starts[first // 8]`. The first chunk hides it, because there the state before is 0. So a test of
-# at most eight steps can never see it, and the gradient by `b`, which needs no state, is right everywhere.
+# gradients agree. B asks float32, which has 7 digits, for a change in the sixth. So only one or two digits of the
+# quotient are true. In float64 it agrees. In float32 it agrees with a step of 0.001. C is a bug: at the first step of
+# a chunk, "the state before" is set to 0. It is `starts[first // 8]`. The first chunk hides it, because there the
+# state before is 0. So a test of at most eight steps can never see it, and the gradient by `b`, which needs no state,
+# is right everywhere.
 #
 # </details>
 #
