@@ -122,7 +122,7 @@ def ticks(answer: Callable) -> None:
     for L, S, lanes in [(8, 7, 4), (8, 1, 1), (16, 5, 7), (1024, 6144, 16_896), (64, 1000, 32), (1024, 6144, 10**6)]:
         distances = [2**k for k in range((L - 1).bit_length())]
 
-        def rounded(count: float, lanes: int = lanes) -> int:
+        def rounded(count: int, lanes: int = lanes) -> int:
             return math.ceil(count / lanes)
 
         loop, tree = (L - 1) * rounded(S), sum(rounded(S * (L - d)) for d in distances)
