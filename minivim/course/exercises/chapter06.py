@@ -51,6 +51,7 @@ def two_in_one(answer: Callable) -> None:
             "what was added first passes the second step, too: a_2 b_1 + b_2": (a_2 * a_1, b_1 + b_2),
             "the decays are multiplied, not added": (a_1 + a_2, expected[1]),
             "b_2 is added after the second multiplication: it is not multiplied": (a_2 * a_1, a_2 * (b_1 + b_2)),
+            "b_1 is multiplied by a_2; its own step has added it after a_1": (a_2 * a_1, a_1 * b_1 + b_2),
             "b_2 is missing": (a_2 * a_1, a_2 * b_1),
             "b_1 passes the second step only; a_1 was before it": (a_2 * a_1, a_2 * a_1 * b_1 + b_2),
             "the decay of the two steps is a_2 a_1, not a_2 alone": (a_2, expected[1]),
@@ -64,7 +65,7 @@ def two_in_one(answer: Callable) -> None:
 @exercise("06.2", "Mend the rule")
 def fading_sum(answer: Callable) -> None:
     """(g^n_2 value_1 + value_2, n_1 + n_2)."""
-    for left, right, g in [((8.0, 4), (2.0, 2), 0.7), ((4.0, 3), (-1.5, 2), 0.9), ((-0.7, 2), (3.0, 5), 0.8)]:
+    for left, right, g in [((8.0, 4), (2.0, 3), 0.7), ((4.0, 3), (-1.5, 2), 0.9), ((-0.7, 2), (3.0, 5), 0.8)]:
         (value_1, count_1), (value_2, count_2) = left, right
         both = count_1 + count_2
         expected = g**count_2 * value_1 + value_2, both
@@ -74,6 +75,10 @@ def fading_sum(answer: Callable) -> None:
             "the right value fades; it is the left one that must": (value_1 + g**count_2 * value_2, both),
             "the left value does not pass its own steps again": (g**both * value_1 + value_2, both),
             "g is raised to the power of the count, not multiplied by it": (g * count_2 * value_1 + value_2, both),
+            "the left value passes one step more: all of the right part": (
+                g ** (count_2 - 1) * value_1 + value_2,
+                both,
+            ),
             "nothing fades": (value_1 + value_2, both),
             "both values fade; the right one is up to date": (g**count_2 * (value_1 + value_2), both),
             "the counts add up": (expected[0], max(count_1, count_2)),
@@ -95,6 +100,7 @@ def hillis_steele_cost(answer: Callable) -> None:
         causes = {
             "each round leaves out the first d positions, which have nothing to join": (L * depth, depth),
             "this is Blelloch's work": (2 * (L - 1), depth),
+            "these are the counts of Blelloch's scan": (2 * (L - 1), 2 * depth),
             "this is the loop: L - 1 combines, L - 1 rounds": (L - 1, L - 1),
             "a round is missing: the distances are all powers of 2 below L": (
                 sum(L - 2**k for k in range(floor)),
@@ -231,6 +237,7 @@ def scan_backward(answer: Callable) -> None:
             "the carry is a[t+1] g[t+1]: this has a[t] in its place": (unshifted * _shifted(h), unshifted),
             "the gradient by a is g[t] h[t-1]: this has h[t]": (g * h, g),
             "the carry is missing: h[t] also acts through h[t+1]": (dh * _shifted(h), dh),
+            "the carry is missing, and the gradient by a needs h[t-1]": (dh * h, dh),
             "the gradient by a uses g, not dh": (dh * _shifted(h), g),
             "the gradient by b is g, not dh": (g * _shifted(h), dh),
             "the walk goes from the last step to the first": (_walk(a, dh) * _shifted(h), _walk(a, dh)),
