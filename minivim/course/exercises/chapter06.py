@@ -75,7 +75,7 @@ def fading_sum(answer: Callable) -> None:
             "the right value fades; it is the left one that must": (value_1 + g**count_2 * value_2, both),
             "the left value does not pass its own steps again": (g**both * value_1 + value_2, both),
             "g is raised to the power of the count, not multiplied by it": (g * count_2 * value_1 + value_2, both),
-            "the left value passes one step more: all of the right part": (
+            "the left value passes one step more of the right part": (
                 g ** (count_2 - 1) * value_1 + value_2,
                 both,
             ),
