@@ -913,13 +913,13 @@ def draw_broken(axis, scan, title):
     axis.pcolormesh(decays, steps, bad, cmap="Oranges", vmax=1.6, shading="nearest")
     axis.plot(decays, 88.7 / decays, "--", color=COLOURS["black"], label="88.7 / z")
     axis.set(xscale="log", yscale="log", ylim=(4, 1024), title=title)
-    axis.set(xlabel="decay z of a step", ylabel="step")
     return bad.sum().item()
 
 
 # %%
 figure, axis = plt.subplots(figsize=(5.6, 3.2))
 count_bad = draw_broken(axis, by_products, "Products over all steps, float32")
+axis.set(xlabel="decay z of a step", ylabel="step")
 axis.legend(loc="lower left")
 show(figure, "Steps above the line 88.7 / z are wrong, all steps below it are right")
 print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
@@ -996,6 +996,8 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
 names = "over all steps", "in chunks of 16", "in chunks of 32"
 ways = by_products, mended, lambda a, b: mended(a, b, 32)
 bad = [draw_broken(*each) for each in zip(axes, ways, names, strict=True)]
+axes[0].set_ylabel("step")
+axes[1].set_xlabel("decay z of a step")
 show(figure, "Broken states: above the line; none with chunks of 16; a strip with 32")
 print("broken states:", dict(zip(names, bad, strict=True)), " 80 / 16 =", 80 / 16)
 assert bad[1] == 0 < bad[2] < bad[0]
