@@ -52,19 +52,18 @@ def loop_of(kernel: Callable, constants: dict[str, int], numbers: tuple[str, ...
 
 def compile_loop(file: Path, name: str, constants: dict, numbers: list[str], sixteens: list[str]) -> list[str]:
     """What `loop_of` returns, in a process that compiles."""
-    from minivim.kernels.gpu.sass import count, loops
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_source
+
+    from minivim.kernels.gpu.sass import count, loops
 
     module = module_from_spec(spec_from_file_location("kernel", file))
     module.__spec__.loader.exec_module(module)
     kernel = getattr(module, name)
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):
-        signature[argument] = (
-            "constexpr" if argument in constants else "i32" if argument in numbers else "*fp32"
-        )
+        signature[argument] = "constexpr" if argument in constants else "i32" if argument in numbers else "*fp32"
         if signature[argument] == "*fp32" or argument in sixteens:
             attributes[(index,)] = [["tt.divisibility", 16]]
     fixed = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
