@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 07 · Kernels: the scan on the chip
 #
-# Chapter 06 asked in which order a scan may be computed. This chapter asks where its numbers are while that happens. You
-# write a first kernel of four lines. Then one idea is added at a time, until you can read the kernel that this package
-# runs on a GPU. No GPU is needed: Triton's interpreter runs every kernel here on your CPU, lane by lane.
+# Chapter 06 asked in which order a scan may be computed. This chapter asks where its numbers are while that happens.
+# You write a first kernel of four lines. Then one idea is added at a time, until you can read the kernel that this
+# package runs on a GPU. No GPU is needed: Triton's interpreter runs every kernel here on your CPU, lane by lane.
 #
 # **Learning goals.** After this chapter you can
 # - say what a program, a lane and a register are, and point at them in a (B, L, E) box;
@@ -15,8 +15,8 @@
 # - read the package's forward kernel, and a backward one without a race;
 # - say the same of a CPU, with other words.
 #
-# **Prerequisites.** Chapter 05: the selective scan, softplus. Chapter 06: pairs (a, b) and how they combine, chunks, the
-# adjoint recurrence.
+# **Prerequisites.** Chapter 05: the selective scan, softplus. Chapter 06: pairs (a, b) and how they combine, chunks,
+# the adjoint recurrence.
 #
 # **Time.** 90 minutes for the core, 115 with everything; all cells together run for about 45 seconds.
 
@@ -30,11 +30,10 @@
 # machine code of section 7 and the package's own kernel in section 10. The text says so again at those places.
 
 # %%
-import inspect
-import json
 import math
 import os
 import re
+import textwrap
 import time
 from importlib.util import find_spec
 from itertools import permutations
@@ -63,7 +62,8 @@ use_style()
 
 # %% tags=["nbval-ignore-output"]
 kind = "compiled for the GPU" if device == "cuda" else "Triton's interpreter, on the CPU"
-print("the kernels of this chapter run here by:", kind if find_spec("triton") else "the stand-in, on PyTorch")
+kind = kind if find_spec("triton") else "the stand-in, on PyTorch"
+print("the kernels of this chapter run here by:", kind)
 
 # %% [markdown]
 # ## 1. Where the time goes
@@ -84,7 +84,8 @@ def scan_by_loop(u, delta, A, B, C):
     """(y (B, L, E), last state (B, E, N)) of (7.1), one step after the other."""
     h, y = torch.zeros(len(u), *A.shape, dtype=u.dtype, device=u.device), []
     for t in range(u.shape[1]):
-        h = torch.exp(delta[:, t, :, None] * A) * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, None]
+        delta_t = delta[:, t, :, None]
+        h = torch.exp(delta_t * A) * h + delta_t * u[:, t, :, None] * B[:, t, None]
         y.append((h * C[:, t, None]).sum(-1))
     return torch.stack(y, dim=1), h
 
@@ -100,7 +101,7 @@ def random_inputs(batch=2, L=11, E=20, N=4, seed=0):
 
 
 def close(one, other, tolerance=2e-6):
-    """Whether no number differs by more than `tolerance` times the largest one; float32 keeps about 1e-7."""
+    """Whether no number differs by more than `tolerance` times the largest one."""
     return bool((one - other).abs().max() <= tolerance * other.abs().max())
 
 
@@ -111,8 +112,8 @@ assert close(selective_scan(u, delta, A, B, C, backend="reference"), y)
 print("y:", tuple(y.shape), " last state:", tuple(last.shape))
 
 # %% [markdown]
-# **The trouble.** Each line of PyTorch is an operation of its own. It fetches its inputs from memory and puts its result
-# back. On the way, arrays of shape (B, L, E, N) appear. They are N = 16 times as large as the input.
+# **The trouble.** Each line of PyTorch is an operation of its own. It fetches its inputs from memory and puts its
+# result back. On the way, arrays of shape (B, L, E, N) appear. They are N = 16 times as large as the input.
 #
 # A chip computes in **registers**: a few hundred numbers right beside the arithmetic. Memory is far away. A **kernel**
 # is a function that the chip runs from beginning to end. What it keeps in a variable stays in a register. It goes to
@@ -120,26 +121,24 @@ print("y:", tuple(y.shape), " last state:", tuple(last.shape))
 
 # %%
 figure, axis = canvas(6.6, 2.5)
-for y_row, name, steps in ((1.75, "PyTorch", ["Δ·A", "exp", "· h", "+ ΔuB", "· C, sum"]), (0.6, "one kernel", None)):
-    axis.text(0.1, y_row, name, va="center", fontsize=10, weight="bold")
-    if steps:
-        for index, step in enumerate(steps):
-            x = 1.9 + 1.0 * index
-            box(axis, x, y_row + 0.35, step, width=0.8, height=0.36, colour="orange")
-            arrow(axis, (x - 0.15, y_row - 0.25), (x - 0.15, y_row + 0.17), colour="red")
-            arrow(axis, (x + 0.15, y_row + 0.17), (x + 0.15, y_row - 0.25), colour="red")
-        box(axis, 3.9, y_row - 0.4, "memory: (B, L, E, N), again and again", width=4.9, height=0.3, colour="grey")
-    else:
-        box(axis, 3.9, y_row + 0.25, "exp, ·h, +, ·C, sum: all in registers", width=4.9, height=0.36, colour="green")
-        arrow(axis, (2.6, y_row - 0.25), (2.6, y_row + 0.07), colour="blue")
-        arrow(axis, (5.2, y_row + 0.07), (5.2, y_row - 0.25), colour="blue")
-        box(axis, 3.9, y_row - 0.4, "memory: u, Δ, B, C in; y out", width=4.9, height=0.3, colour="grey")
-show(figure, "Above: five PyTorch operations, each with arrows to and from memory. Below: one kernel, one arrow each way")
-print("operations that go to memory: 5; kernels that do:", 1)
+axis.text(0.1, 1.75, "PyTorch", va="center", fontsize=10, weight="bold")
+for index, step in enumerate(["Δ·A", "exp", "· h", "+ ΔuB", "· C, sum"]):
+    place = 1.9 + index
+    box(axis, place, 2.1, step, width=0.8, height=0.36, colour="orange")
+    arrow(axis, (place - 0.15, 1.5), (place - 0.15, 1.92), colour="red")
+    arrow(axis, (place + 0.15, 1.92), (place + 0.15, 1.5), colour="red")
+box(axis, 3.9, 1.35, "memory: (B, L, E, N), again and again", 4.9, 0.3, "grey")
+axis.text(0.1, 0.6, "one kernel", va="center", fontsize=10, weight="bold")
+box(axis, 3.9, 0.85, "exp, ·h, +, ·C, sum: all in registers", 4.9, 0.36, "green")
+arrow(axis, (2.6, 0.35), (2.6, 0.67), colour="blue")
+arrow(axis, (5.2, 0.67), (5.2, 0.35), colour="blue")
+box(axis, 3.9, 0.2, "memory: u, Δ, B, C in; y out", 4.9, 0.3, "grey")
+show(figure, "Five PyTorch operations that go to memory and back, and one kernel")
+print("trips to memory and back: 5 in PyTorch,", 1, "in a kernel")
 
 # %% [markdown]
-# **What to see.** Above, ten trips to memory with the large arrows. Below, two trips with small ones. Let us count them,
-# for one image in Vim-Tiny: L = 197 tokens, E = 384 channels, N = 16 states.
+# **What to see.** Above, ten trips to memory with the large arrows. Below, two trips with small ones. Let us count
+# them, for one image in Vim-Tiny: L = 197 tokens, E = 384 channels, N = 16 states.
 
 # %%
 L, E, N = 197, 384, 16
@@ -152,7 +151,7 @@ operations = {  # numbers read and written by each line of the loop, all steps t
     "times C, sum": 3 * large + small,
 }
 naive, fused = 4 * sum(operations.values()), 4 * (3 * small + 2 * L * N)
-print(f"bytes moved: {naive / 1e6:.3g} million by PyTorch, {fused / 1e6:.2g} million by one kernel")
+print(f"million bytes moved: {naive / 1e6:.3g} by PyTorch, {fused / 1e6:.2g} by one kernel")
 print(f"that is {naive / fused:.0f} times as many")
 assert naive / fused > 50
 
@@ -195,12 +194,13 @@ assert torch.equal(y, 2 * x)
 # %%
 figure, axis = canvas(6.6, 1.5)
 for program, colour in enumerate(["blue", "orange", "green"]):
+    middle = 1.25 + 2 * program
+    axis.text(middle, 1.2, f"program {program}", ha="center", color=COLOURS[colour])
     for lane in range(4):
-        number = 4 * program + lane
-        box(axis, 0.5 + 0.5 * number, 0.75, str(number), width=0.44, height=0.44, colour=colour)
-        axis.text(0.5 + 0.5 * number, 0.33, f"lane {lane}", ha="center", fontsize=7)
-    axis.text(1.25 + 2 * program, 1.2, f"program {program}", ha="center", color=COLOURS[colour], weight="bold")
-show(figure, "Twelve numbered boxes; programs 0, 1 and 2 own four neighbouring ones each, one a lane")
+        place = 0.5 + 2 * program + 0.5 * lane
+        box(axis, place, 0.75, str(4 * program + lane), width=0.44, height=0.44, colour=colour)
+        axis.text(place, 0.33, f"lane {lane}", ha="center", fontsize=7)
+show(figure, "Twelve numbers; programs 0, 1 and 2 own four neighbours each")
 print("numbers: 12 = 3 programs of 4 lanes")
 
 # %% [markdown]
@@ -215,7 +215,7 @@ print("numbers: 12 = 3 programs of 4 lanes")
 def tell(x, BLOCK: tl.constexpr):
     p = tl.program_id(0)
     d = p * BLOCK + tl.arange(0, BLOCK)
-    print("program", p, "lanes own", d, "and load", tl.load(x + d))
+    print("program, its lanes' numbers, what they load:", p, d, tl.load(x + d))
 
 
 tell[(3,)](x, BLOCK=4)
@@ -258,8 +258,10 @@ def double_inside(x, y, E, BLOCK: tl.constexpr):
 # %%
 memory[10:] = -1
 double_inside[(triton.cdiv(10, 4),)](x, y, 10, BLOCK=4)
-print("y:", [int(number) for number in y.tolist()], " behind:", [int(number) for number in memory[21:].tolist()])
-assert torch.equal(y, 2 * x) and torch.equal(memory[21:], torch.full((3,), -1.0, device=device))
+behind = memory[21:].tolist()
+print("y:", [int(number) for number in y.tolist()])
+print("behind y:", [int(number) for number in behind])
+assert torch.equal(y, 2 * x) and behind == [-1, -1, -1]
 
 # %% [markdown]
 # `triton.cdiv(10, 4)` is 10 / 4, rounded up: 3 programs.
@@ -268,8 +270,8 @@ assert torch.equal(y, 2 * x) and torch.equal(memory[21:], torch.full((3,), -1.0,
 #
 # **Goal.** Know a program's numbers. **Difficulty.** recall. **Minutes.** 4. **Core.**
 #
-# A launch has blocks of `BLOCK` lanes over `E` numbers. Return a pair: the list of the numbers that the program with the
-# id `program` owns, and how many of its lanes are masked. Programs that own nothing have an empty list.
+# A launch has blocks of `BLOCK` lanes over `E` numbers. Return a pair: the list of the numbers that the program with
+# the id `program` owns, and how many of its lanes are masked. Programs that own nothing have an empty list.
 #
 # <details><summary>Hint</summary>
 #
@@ -340,7 +342,8 @@ assert out.tolist() == [-math.inf, -2]
 def identity(operation):
     """A float, or for "scan" a pair of floats (a, b)."""
     # BEGIN SOLUTION
-    return {"sum": 0.0, "product": 1.0, "max": -math.inf, "min": math.inf, "scan": (1.0, 0.0)}[operation]
+    numbers = {"sum": 0.0, "product": 1.0, "max": -math.inf, "min": math.inf}
+    return (1.0, 0.0) if operation == "scan" else numbers[operation]
     # END SOLUTION
 
 
@@ -363,8 +366,8 @@ check("07.2", identity)
 # No scan of chapter 06 is needed for that. There are enough channels and images to keep a chip busy: 128 images of
 # Vim-Tiny are 49,152 channels. (Section 8 is about what to do when there are not.)
 #
-# **Where is $u[b, t, d]$?** Memory is one long row. The tensor is (B, L, E) and its last dimension lies side by side, so
-# the place is $(b\,L + t)\,E + d$. Neighbouring lanes own neighbouring places.
+# **Where is $u[b, t, d]$?** Memory is one long row. The tensor is (B, L, E) and its last dimension lies side by side,
+# so the place is $(b\,L + t)\,E + d$. Neighbouring lanes own neighbouring places.
 
 # %%
 u, delta, A, B, C = random_inputs()
@@ -408,32 +411,43 @@ print("programs:", grid[0], "x", grid[1], " equal to the loop:", close(y, expect
 assert close(y, expected)
 
 # %%
-PROGRAM_COLOURS = ["blue", "orange", "green", "purple", "brown", "red"]
+COLOUR_OF = ["blue", "orange", "green", "purple", "brown", "red"]  # of a program
 
 
+def draw_program(axis, image, block, step):
+    """One program's part of the box: BLOCK = 8 channels of an image, lit at `step`."""
+    colour, order = COLOURS[COLOUR_OF[3 * image + block]], 10 - 5 * image
+    x, y = 8 * block + 14 * image, 5 - 4 * image
+    lanes = min(8, 20 - 8 * block)
+
+    def fill(x, y, width, height, **options):
+        axis.add_patch(plt.Rectangle((x, y), width, height, zorder=order, **options))
+
+    fill(x, y, lanes, 11, facecolor="white", edgecolor=colour, linewidth=1.5)
+    fill(x, y, lanes, step, facecolor=colour, alpha=0.25)
+    fill(x, y + step, lanes, 1, facecolor=colour)
+    fill(x + lanes, y + step, 8 - lanes, 1, facecolor="white", edgecolor=colour)
+    lines = x + np.arange(1, lanes)
+    axis.vlines(lines, y, y + 11, color=colour, linewidth=0.3, zorder=order)
+
+
+# %%
 def draw_box(figure, step):
-    """The (B, L, E) box: two images, one behind the other, each cut into three programs; the row of `step` is lit."""
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(-3.5, 38), ylim=(19.5, -4.5))
+    """The (B, L, E) box: two images, one behind the other, each cut into three programs."""
+    axis = figure.subplots()
+    axis.set(xlim=(-3, 40), ylim=(18.5, -1))
     axis.axis("off")
-    for image, (right, up) in ((1, (12.5, 4.2)), (0, (0, 0))):
+    for image in (1, 0):
         for block in range(3):
-            colour = COLOURS[PROGRAM_COLOURS[3 * image + block]]
-            corner = 8 * block + right, 5 - up
-            lanes = min(8, 20 - 8 * block)
-            axis.add_patch(plt.Rectangle(corner, lanes, 11, facecolor="white", edgecolor=colour, linewidth=1.5))
-            axis.add_patch(plt.Rectangle(corner, lanes, step, facecolor=colour, alpha=0.25))
-            axis.add_patch(plt.Rectangle((corner[0], corner[1] + step), lanes, 1, facecolor=colour))
-            for lane in range(1, lanes):
-                axis.plot([corner[0] + lane] * 2, [corner[1], corner[1] + 11], color=colour, linewidth=0.3)
-    axis.text(10, 17.4, "E: 20 channels are lanes", ha="center", fontsize=9)
+            draw_program(axis, image, block, step)
+    axis.set_title(f"step {step}: six programs, each lights one row", fontsize=11)
+    axis.text(10, 17.6, "E: 20 channels are lanes", ha="center", fontsize=9)
     axis.text(-0.8, 10.5, "L: 11 steps", rotation=90, ha="right", va="center", fontsize=9)
-    axis.text(33, 13.5, "B: 2 images", fontsize=9)
-    axis.text(17, -3, f"step {step}: 6 programs, each one row further", ha="center", fontsize=11)
+    axis.text(29, 14.5, "B: 2 images", fontsize=9)
 
 
 print("numbers in the box:", u.numel(), " programs:", 2 * 3, " steps each:", L)
-flipbook(draw_box, range(11), "A box of two images, 11 steps and 20 channels; six programs walk down it, a row at a time")
+flipbook(draw_box, range(11), "Six programs walk down a box, a row at a time")
 
 # %% [markdown]
 # **What to see.** Six colours are six programs: three blocks of channels for each of two images. A thin line is a lane.
@@ -449,24 +463,29 @@ flipbook(draw_box, range(11), "A box of two images, 11 steps and 20 channels; si
 
 # %%
 figure, axis = canvas(6.6, 3.0)
+rows = [2.0 - 0.38 * state for state in range(4)]
 for lane in range(8):
-    box(axis, 2.5 + 0.4 * lane, 2.55, "", width=0.34, height=0.3, colour="orange")
-    box(axis, 2.5 + 0.4 * lane, 0.35, "", width=0.34, height=0.3, colour="purple")
-    for state in range(4):
-        box(axis, 2.5 + 0.4 * lane, 2.0 - 0.38 * state, "", width=0.34, height=0.32, colour="green")
-for state in range(4):
-    box(axis, 1.75, 2.0 - 0.38 * state, "", width=0.34, height=0.32, colour="blue")
-axis.text(1.45, 1.45, "$B_t$: one number a state,\nthe same for all lanes", ha="right", va="center", fontsize=8)
-axis.text(5.65, 2.55, "$Δ_t u_t$: one a lane", va="center", fontsize=8)
-axis.text(5.65, 1.45, "h: N x BLOCK,\na column a lane", va="center", fontsize=8)
-axis.text(5.65, 0.35, "$y_t$: sum down\nthe column", va="center", fontsize=8)
+    place = 2.5 + 0.4 * lane
+    box(axis, place, 2.55, "", 0.34, 0.3, "orange")
+    box(axis, place, 0.35, "", 0.34, 0.3, "purple")
+    for row in rows:
+        box(axis, place, row, "", 0.34, 0.32, "green")
+for row in rows:
+    box(axis, 1.75, row, "", 0.34, 0.32, "blue")
+axis.text(1.45, 1.45, "$B_t$: one number\na state", ha="right", va="center", fontsize=9)
+for row, text in (
+    (2.55, "$Δ_t u_t$: one\na lane"),
+    (1.45, "h: a column\na lane"),
+    (0.35, "$y_t$: sum down\nthe column"),
+):
+    axis.text(5.6, row, text, va="center", fontsize=9)
 arrow(axis, (3.9, 0.7), (3.9, 0.52), colour="black")
-show(figure, "A block of 4 states by 8 lanes; B to its left, delta u above it, y below it as the sums of its columns")
+show(figure, "A block h of 4 states by 8 lanes, a column B beside it, a row above, y below")
 print("numbers of h in a lane's registers:", 4, " in the block:", 4 * 8)
 
 # %% [markdown]
-# **What to see.** $B_t$ stands at the left, one number a state. All lanes use it; that is what "all channels share B and
-# C" means for a kernel. $\Delta_t u_t$ stands on top, one number a lane. In code: `B_t[:, None]` is a column,
+# **What to see.** $B_t$ stands at the left, one number a state. All lanes use it; that is what "all channels share B
+# and C" means for a kernel. $\Delta_t u_t$ stands on top, one number a lane. In code: `B_t[:, None]` is a column,
 # `(delta_t * u_t)[None, :]` is a row, and their product fills the block.
 #
 # $y_t = C_t \cdot h_t$ is the sum down each column. **It stays within a lane.** If states were lanes, every step would
@@ -479,8 +498,8 @@ print("numbers of h in a lane's registers:", 4, " in the block:", 4 * 8)
 @triton.jit
 def scan(u, delta, A, B, C, y, L, E, N: tl.constexpr, BLOCK: tl.constexpr):
     """(7.1) with N states a channel; A (N, E) is A log2(e), transposed."""
-    b, d, n = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
-    inside = d < E
+    d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
+    b, inside = tl.program_id(1), d < E
     a = tl.load(A + n[:, None] * E + d[None, :], mask=inside[None, :], other=0.0)
     h = tl.zeros([N, BLOCK], tl.float32)
     for t in range(L):
@@ -505,8 +524,8 @@ print("states in registers:", N * 8, "a program; equal to the loop:", close(y, e
 assert close(y, expected)
 
 # %% [markdown]
-# This is the whole idea of the fast scan: nineteen lines, and no array of shape (B, L, E, N) anywhere. (Here N must be a
-# power of two. The package pads other N with states that are masked, as channels are.)
+# This is the whole idea of the fast scan: nineteen lines, and no array of shape (B, L, E, N) anywhere. (Here N must be
+# a power of two. The package pads other N with states that are masked, as channels are.)
 #
 # ## 6. The mask that came too early
 #
@@ -521,11 +540,13 @@ assert close(y, expected)
 # %%
 @triton.jit
 def scan_tiles(
-    u, raw, bias, A, B, states, L, E, BLOCK: tl.constexpr, K: tl.constexpr, AFTER: tl.constexpr
+    u, raw, bias, A, B, states, L, E,
+    BLOCK: tl.constexpr, K: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
-    """One state a channel, tiles of K steps; stores h after every step, padded steps included: (cdiv(L, K) K, E)."""
+    """One state a channel, tiles of K steps; keeps h of every step, also of padded ones."""
     d = tl.arange(0, BLOCK)
-    a, beta = tl.load(A + d, mask=d < E, other=0.0), tl.load(bias + d, mask=d < E, other=0.0)
+    a = tl.load(A + d, mask=d < E, other=0.0)
+    beta = tl.load(bias + d, mask=d < E, other=0.0)
     h = tl.zeros([BLOCK], tl.float32)
     for head in range(0, L, K):
         for k in tl.static_range(K):
@@ -542,33 +563,34 @@ def scan_tiles(
 
 
 # %% [markdown]
-# Two channels, five real steps, tiles of four: three steps are padding. All inputs are simple, so that the state is easy
-# to follow: $u = B = 1$, $r = 0$, $\beta = 0$, $A = -1$ and $A = -0.2$.
+# Two channels, five real steps, tiles of four: three steps are padding. All inputs are simple, so that the state is
+# easy to follow: $u = B = 1$, $r = 0$, $\beta = 0$, $A = -1$ and $A = -0.2$.
 
 # %%
 L, E, K = 5, 2, 4
-ones, decay = torch.ones(L, E, device=device), torch.tensor([-1.0, -0.2], device=device)
-tiled = {}
-for after in (False, True):
-    tiled[after] = torch.empty(8, E, device=device)
-    inputs = ones, 0 * ones, torch.zeros(E, device=device), decay * LOG2E, torch.ones(L, device=device)
-    scan_tiles[(1,)](*inputs, tiled[after], L, E, BLOCK=2, K=K, AFTER=after)
-for after, name in ((False, "mask before softplus only"), (True, "mask after softplus, too")):
-    print(f"{name:>25}: h of channel 0 after step 5: {tiled[after][4, 0]:.3f}, at the end: {tiled[after][7, 0]:.3f}")
-assert torch.equal(tiled[True][4], tiled[True][7]) and (tiled[False][7] < tiled[False][4]).all()
+u, bias = torch.ones(L, E, device=device), torch.zeros(E, device=device)
+A, B = torch.tensor([-1.0, -0.2], device=device), torch.ones(L, device=device)
+early, late = torch.empty(2, 8, E, device=device)
+for states, after in ((early, False), (late, True)):
+    scan_tiles[(1,)](u, 0 * u, bias, A * LOG2E, B, states, L, E, BLOCK=2, K=K, AFTER=after)
+for name, h in (("before softplus only", early[:, 0]), ("after softplus, too", late[:, 0])):
+    print(f"mask {name:>20}: h after step 5 is {h[4]:.3f}, at the end {h[7]:.3f}")
+assert torch.equal(late[4], late[7]) and (early[7] < early[4]).all()
+assert torch.equal(late[4], early[4])  # no difference at any real step
 
 # %%
 figure, axis = plt.subplots(figsize=(6.4, 2.9))
 for channel, colour in ((0, "blue"), (1, "orange")):
-    for after, line in ((False, "--"), (True, "-")):
-        name = f"A = {decay[channel]:.1f}, mask {'after' if after else 'before'} softplus"
-        axis.plot(range(1, 9), tiled[after][:, channel].cpu(), line, marker="o", color=COLOURS[colour], label=name)
-axis.axvspan(5.1, 8.3, color=COLOURS["grey"], alpha=0.2)
-axis.text(6.7, 0.15, "padding", ha="center")
-axis.set(xlabel="step", ylabel="state h", title="Five real steps, three padded ones", ylim=(0, 2.9))
-axis.legend(fontsize=8, loc="upper left")
-show(figure, "The state rises for five steps; in the padding it stays where the mask is after softplus, and fades if not")
-lost = 1 - (tiled[False][7] / tiled[True][7])
+    for h, line in ((early, "o--"), (late, "o-")):
+        axis.plot(range(1, 9), h[:, channel].cpu(), line, color=COLOURS[colour])
+    axis.text(3, late[2, channel].item() + 0.2, f"A = {A[channel]:.1f}", ha="right")
+for place, text in ((late[7, 1], "mask after softplus"), (early[7, 1], "before only")):
+    axis.text(8.2, place.item(), text, va="center")
+axis.axvspan(5.2, 8.1, color=COLOURS["grey"], alpha=0.15)
+axis.text(6.6, 2.95, "padding", ha="center")
+axis.set(xlabel="step", ylabel="state h", xlim=(0.7, 10.6), ylim=(0, 3.2))
+show(figure, "States rise for five steps; in the padding they stay, or they fade")
+lost = 1 - early[7] / late[7]
 print("share of the last state that is lost:", [f"{share:.0%}" for share in lost.tolist()])
 
 # %% [markdown]
@@ -577,8 +599,8 @@ print("share of the last state that is lost:", [f"{share:.0%}" for share in lost
 #
 # **Why?** The masked lanes loaded $r = 0$. But $\operatorname{softplus}(0) = \log 2 = 0.69$: a step that is not there
 # has become a step of ordinary length. It adds nothing, since $u = 0$, so $b = 0$ as it should be. But $a = e^{0.69 A}$
-# and not 1. The pair $(a, b)$ must be the identity $(1, 0)$ **where the scan uses it**, after everything that is done to
-# what was loaded. So $\Delta$ is masked after softplus: $\Delta = 0$ gives $a = e^0 = 1$ and $b = 0$.
+# and not 1. The pair $(a, b)$ must be the identity $(1, 0)$ **where the scan uses it**, after everything that is done
+# to what was loaded. So $\Delta$ is masked after softplus: $\Delta = 0$ gives $a = e^0 = 1$ and $b = 0$.
 #
 # The bug is hard to find: `y` is right at every real step, and lengths that are multiples of K are right altogether.
 #
@@ -586,8 +608,8 @@ print("share of the last state that is lost:", [f"{share:.0%}" for share in lost
 #
 # **Goal.** Predict the damage. **Difficulty.** derive. **Minutes.** 6. **Core.**
 #
-# A kernel masks before softplus only. A channel has the states `A` (N,), negative numbers, and the bias `bias`, a float;
-# `padding` steps are padded. By which factor is each state too small at the end? Return a tensor (N,).
+# A kernel masks before softplus only. A channel has the states `A` (N,), negative numbers, and the bias `bias`, a
+# float; `padding` steps are padded. By which factor is each state too small at the end? Return a tensor (N,).
 #
 # <details><summary>Hint</summary>
 #
@@ -599,7 +621,7 @@ print("share of the last state that is lost:", [f"{share:.0%}" for share in lost
 
 # %%
 def fade_of_padding(A, bias, padding):
-    """The factors (N,) by which padded steps shrink the states; A (N,), bias a float, padding a whole number."""
+    """The factors (N,) by which padded steps shrink the states; A (N,)."""
     # BEGIN SOLUTION
     delta = math.log1p(math.exp(bias))
     return torch.exp(A * delta * padding)
@@ -640,15 +662,15 @@ check("07.3", fade_of_padding)
 #
 # <details><summary>Hint</summary>
 #
-# Begin with V = 1 and N = 1: 6 instructions, 1 exponential. In bytes: u, delta and y have 32 V numbers each. B_t and C_t
-# have N numbers each, for all lanes together.
+# Begin with V = 1 and N = 1: 6 instructions, 1 exponential. In bytes: u, delta and y have 32 V numbers each. B_t and
+# C_t have N numbers each, for all lanes together.
 #
 # </details>
 
 
 # %%
 def count_step(N, V, width):
-    """(arithmetic instructions, exponentials among them, bytes) of one step of one warp; all whole numbers."""
+    """(arithmetic instructions, exponentials among them, bytes) of a step of a warp."""
     # BEGIN SOLUTION
     return (5 * N + 1) * V, N * V, (3 * 32 * V + 2 * N) * width
     # END SOLUTION
@@ -665,7 +687,7 @@ check("07.4", count_step)
 # %%
 body = loop_of(scan, {"N": 16, "BLOCK": 32}, numbers=("L", "E"))
 if body is None:
-    print("no Triton with a disassembler here: the counts below are those that Triton 3.7.1 gave")
+    print("no disassembler here: below stand the counts that Triton 3.7.1 gave")
 for instruction in (body or [])[-6:]:
     print(instruction)
 
@@ -685,38 +707,42 @@ def count_kinds(body):
     counts = dict.fromkeys([*KINDS.values(), REST], 0)
     for line in body:
         name = re.sub(r"^@!?U?P\d+ ", "", line).split()[0]
-        counts[next((kind for key, kind in KINDS.items() if name.startswith(key)), REST)] += 1
+        kinds = [kind for key, kind in KINDS.items() if name.startswith(key)]
+        counts[kinds[0] if kinds else REST] += 1
     return counts
 
 
-stored = dict(zip([*dict.fromkeys(KINDS.values()), REST], [16, 34, 31, 11, 19], strict=True))
-counts = count_kinds(body) if body else stored
-arithmetic = sum(counts[kind] for kind in ("exponentials", "multiplications", "multiply-adds"))
+counts = count_kinds(body or [])
+if body is None:
+    counts = dict(zip(counts, (16, 34, 31, 11, 19), strict=True))
+arithmetic = sum(list(counts.values())[:3])
 print(*(f"{count} {kind}" for kind, count in counts.items()), sep=", ")
 print(f"arithmetic: {arithmetic}; counted by hand for N = 16: {5 * 16 + 1}")
 assert counts["exponentials"] == 16 and 81 <= arithmetic <= 85
 
 # %%
-figure, axis = plt.subplots(figsize=(6.4, 1.7))
-left = 0
-for (name, number), colour in zip(counts.items(), ("red", "orange", "blue", "green", "grey"), strict=True):
-    axis.barh(0, number, left=left, color=COLOURS[colour], label=f"{name}: {number}")
+figure, axis = plt.subplots(figsize=(6.4, 2.2))
+left, colours = 0, ["red", "orange", "blue", "green", "grey"]
+for (name, number), colour in zip(counts.items(), colours, strict=True):
+    axis.barh(0, number, left=left, color=COLOURS[colour], label=f"{number} {name}")
     left += number
 axis.axvline(5 * 16 + 1, color="black", linestyle="--")
-axis.set(xlabel="instructions of one step, 32 channels, N = 16", ylabel="loop", yticks=[], xlim=(0, 150))
-axis.legend(fontsize=8, loc="center right")
-show(figure, "A bar of all instructions of a step, by kind; a dashed line at 81, where the arithmetic ends")
-print("instructions of a step:", sum(counts.values()), " beyond the arithmetic:", sum(counts.values()) - arithmetic)
+axis.text(5 * 16 + 1, 0.45, "81: counted by hand", ha="center", va="bottom")
+axis.set(xlabel="instructions of one step, 32 channels, N = 16", ylabel="", yticks=[])
+axis.set(xlim=(0, 165), ylim=(-0.45, 0.7))
+axis.legend(fontsize=9, loc="center right")
+show(figure, "All instructions of a step, by kind; at 81 the arithmetic ends")
+print("instructions of a step:", left, " beyond the arithmetic:", left - arithmetic)
 
 # %% [markdown]
 # **What to see.** The arithmetic ends at the dashed line, at the number counted by hand: the compiler wastes nothing
 # there, and nothing can be saved there without leaving out arithmetic. What is right of the line is the price of moving
 # numbers and of counting time.
 #
-# **Three clocks.** How long does a step take, if only one thing bounds it? Take an NVIDIA H200: 132 multiprocessors with
-# four schedulers each, 1.9 GHz. A scheduler starts one instruction a cycle. Its exponential unit has 4 lanes, so a warp
-# keeps it for 32 / 4 = 8 cycles. Memory copies 4.3 TB/s, for all 528 schedulers together. (B and C are read by 12 warps,
-# one after the other, and come from a cache; they are left out.)
+# **Three clocks.** How long does a step take, if only one thing bounds it? Take an NVIDIA H200: 132 multiprocessors
+# with four schedulers each, 1.9 GHz. A scheduler starts one instruction a cycle. Its exponential unit has 4 lanes, so a
+# warp keeps it for 32 / 4 = 8 cycles. Memory copies 4.3 TB/s, for all 528 schedulers together. (B and C are read by 12
+# warps, one after the other, and come from a cache; they are left out.)
 
 # %%
 bytes_a_cycle = 4.3e12 / (528 * 1.9e9)
@@ -725,18 +751,21 @@ clocks = {
     "exponentials": 8 * counts["exponentials"],
     "bytes, float32": 3 * 32 * 4 / bytes_a_cycle,
     "bytes, bfloat16": 3 * 32 * 2 / bytes_a_cycle,
-    "bytes of PyTorch's loop": naive / fused * 3 * 32 * 4 / bytes_a_cycle,
+    "PyTorch: bytes": naive / fused * 3 * 32 * 4 / bytes_a_cycle,
 }
 for name, cycles in clocks.items():
-    print(f"{name:>24}: {cycles:>6.0f} cycles")
-assert clocks["bytes, float32"] < clocks["instructions"] < clocks["bytes of PyTorch's loop"] / 10
+    print(f"{name:>15}: {cycles:>5.0f} cycles")
+assert clocks["bytes, float32"] < clocks["instructions"] < clocks["PyTorch: bytes"] / 10
 
 # %%
 figure, axis = plt.subplots(figsize=(6.4, 2.3))
-colours = [COLOURS[name] for name in ("blue", "red", "green", "green", "grey")]
-axis.barh(list(clocks)[::-1], list(clocks.values())[::-1], color=colours[::-1])
-axis.set(xlabel="cycles for a step of 32 channels (computed)", ylabel="", xscale="log", xlim=(20, 2e4))
-show(figure, "Five bars on a logarithmic scale: instructions, exponentials and bytes near 100 cycles, PyTorch's loop far out")
+colours = [COLOURS[name] for name in ("grey", "green", "green", "red", "blue")]
+bars = axis.barh(list(clocks)[::-1], list(clocks.values())[::-1], color=colours)
+axis.bar_label(bars, fmt="%.0f", padding=3)
+axis.set(xlabel="cycles for a step of 32 channels, computed", ylabel="", xscale="log")
+axis.set(xlim=(10, 2e4), xticks=[10, 100, 1000, 10000])
+axis.set_xticklabels(["10", "100", "1,000", "10,000"])
+show(figure, "Five bars: a kernel's clocks near 100 cycles, PyTorch's far out")
 print("the kernel's largest clock:", max(list(clocks)[:4], key=clocks.get))
 
 # %% [markdown]
@@ -747,14 +776,15 @@ print("the kernel's largest clock:", max(list(clocks)[:4], key=clocks.get))
 # are lower bounds: no GPU with these rates can be faster.
 #
 # **One word decides.** *Optional.* Tell the compiler that E is a multiple of 16 (Triton notices it by itself when it
-# launches), and it rearranges the lanes: a lane loads four neighbouring channels at once, and the states are spread over
-# lanes. Then y is a sum across lanes.
+# launches), and it rearranges the lanes: a lane loads four neighbouring channels at once, and the states are spread
+# over lanes. Then y is a sum across lanes.
 
 # %%
 spread = loop_of(scan, {"N": 16, "BLOCK": 32}, numbers=("L", "E"), sixteens=("E",))
 shuffles = sum(line.startswith(("SHFL", "BAR")) for line in spread or [])
 total, exchanged = (len(spread), shuffles) if spread else (148, 11)
-print(f"instructions: {sum(counts.values())} become {total}; exchanges between lanes and waits: 0 become {exchanged}")
+print(f"instructions: {sum(counts.values())} become {total}")
+print(f"exchanges between lanes, and waits for them: 0 become {exchanged}")
 assert total > sum(counts.values()) and exchanged > 0
 
 # %% [markdown]
@@ -772,7 +802,7 @@ assert total > sum(counts.values()) and exchanged > 0
 schedulers = 528
 for batch in (128, 8, 1):
     warps = 2 * batch * 384 // 32
-    print(f"batch {batch:>3}: {warps:>4} warps in both directions, {warps / schedulers:.2g} a scheduler")
+    print(f"batch {batch:>3}: {warps:>4} warps, {warps / schedulers:.2g} a scheduler")
 assert 2 * 384 // 32 < schedulers
 
 # %% [markdown]
@@ -789,20 +819,19 @@ assert 2 * 384 // 32 < schedulers
 
 # %%
 figure, axis = canvas(6.6, 2.9)
-for row, (height, name) in enumerate(((2.4, "1. states"), (1.45, "2. combine"), (0.5, "3. scan"))):
+for height, name in ((2.4, "1. states"), (1.45, "2. combine"), (0.5, "3. scan")):
     axis.text(0.1, height, name, va="center", weight="bold", fontsize=9)
-    for chunk in range(4):
-        x, colour = 1.9 + 1.25 * chunk, ("orange", "purple", "green")[row]
-        text = (f"chunk {chunk}\nfrom 0", f"enters {chunk}", f"chunk {chunk}\nfrom enters {chunk}")[row]
-        box(axis, x, height, text, width=1.05, height=0.5, colour=colour)
-        if row == 0 and chunk < 3:
-            arrow(axis, (x, 2.13), (x + 1.1, 1.72), colour="grey")
-        if row == 1:
-            arrow(axis, (x, 1.18), (x, 0.77), colour="grey")
-            if chunk < 3:
-                arrow(axis, (x + 0.53, 1.45), (x + 0.72, 1.45), colour="black")
-show(figure, "Three rows of four boxes: chunk states at once, a chain of entering states, then all chunks at once")
-print("boxes that run at the same time: 4 in the first launch, 1 in the second, 4 in the third")
+for chunk in range(4):
+    place = 1.9 + 1.25 * chunk
+    box(axis, place, 2.4, f"chunk {chunk}\nfrom 0", 1.05, 0.5, "orange")
+    box(axis, place, 1.45, f"state before\nchunk {chunk}", 1.05, 0.5, "purple")
+    box(axis, place, 0.5, f"chunk {chunk}\nfrom its state", 1.05, 0.5, "green")
+    arrow(axis, (place, 1.18), (place, 0.77), colour="grey")
+    if chunk < 3:
+        arrow(axis, (place, 2.13), (place + 1.1, 1.72), colour="grey")
+        arrow(axis, (place + 0.53, 1.45), (place + 0.72, 1.45), colour="black")
+show(figure, "Four chunks from 0 at once, a chain of four states, four chunks at once")
+print("chunks at the same time: 4 in the first launch, 1 in the second, 4 in the third")
 
 # %% [markdown]
 # **What to see.** Only the middle row is a chain, and it is short: a step a chunk. The price: every exponential is
@@ -811,8 +840,10 @@ print("boxes that run at the same time: 4 in the first launch, 1 in the second, 
 
 # %%
 @triton.jit
-def chunk_states(u, delta, A, B, added, faded, L, E, steps, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Launch 1: what a chunk adds (B, chunks, N, E), and the sum of its delta (B, chunks, E)."""
+def chunk_states(
+    u, delta, A, B, added, faded, L, E, steps, N: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Launch 1: what a chunk adds (B, chunks, N, E), its sum of delta (B, chunks, E)."""
     b, chunk, chunks = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
     inside, place = d < E, n[:, None] * E + d[None, :]
@@ -821,19 +852,20 @@ def chunk_states(u, delta, A, B, added, faded, L, E, steps, N: tl.constexpr, BLO
     for t in range(chunk * steps, tl.minimum((chunk + 1) * steps, L)):
         row, token = (b * L + t) * E + d, (b * L + t) * N + n
         delta_t = tl.load(delta + row, mask=inside, other=0.0)
-        u_t = tl.load(u + row, mask=inside, other=0.0)
-        h = tl.exp2(delta_t[None, :] * a) * h + (delta_t * u_t)[None, :] * tl.load(B + token)[:, None]
+        u_t, B_t = tl.load(u + row, mask=inside, other=0.0), tl.load(B + token)
+        h = tl.exp2(delta_t[None, :] * a) * h + (delta_t * u_t)[None, :] * B_t[:, None]
         total += delta_t
-    tl.store(added + (b * chunks + chunk) * N * E + place, h, mask=inside[None, :])
-    tl.store(faded + (b * chunks + chunk) * E + d, total, mask=inside)
+    run = b * chunks + chunk
+    tl.store(added + run * N * E + place, h, mask=inside[None, :])
+    tl.store(faded + run * E + d, total, mask=inside)
 
 
 # %%
 @triton.jit
 def combine(A, added, faded, enters, chunks, E, N: tl.constexpr, BLOCK: tl.constexpr):
     """Launch 2: the state that enters each chunk (B, chunks, N, E)."""
-    b, d, n = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
-    inside, place = d < E, n[:, None] * E + d[None, :]
+    d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
+    b, inside, place = tl.program_id(1), d < E, n[:, None] * E + d[None, :]
     a = tl.load(A + place, mask=inside[None, :], other=0.0)
     h = tl.zeros([N, BLOCK], tl.float32)
     for chunk in range(chunks):
@@ -850,13 +882,16 @@ def combine(A, added, faded, enters, chunks, E, N: tl.constexpr, BLOCK: tl.const
 
 # %%
 @triton.jit
-def scan_chunks(u, delta, A, B, C, enters, y, L, E, steps, N: tl.constexpr, BLOCK: tl.constexpr):
+def scan_chunks(
+    u, delta, A, B, C, enters, y, L, E, steps, N: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Launch 3: y (B, L, E), every chunk from the state that enters it."""
     b, chunk, chunks = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
     inside, place = d < E, n[:, None] * E + d[None, :]
     a = tl.load(A + place, mask=inside[None, :], other=0.0)
-    h = tl.load(enters + (b * chunks + chunk) * N * E + place, mask=inside[None, :], other=0.0)
+    enters += (b * chunks + chunk) * N * E
+    h = tl.load(enters + place, mask=inside[None, :], other=0.0)
     for t in range(chunk * steps, tl.minimum((chunk + 1) * steps, L)):
         row, token = (b * L + t) * E + d, (b * L + t) * N + n
         u_t = tl.load(u + row, mask=inside, other=0.0)
@@ -884,10 +919,10 @@ def scan_in_chunks(u, delta, A, B, C, steps):
 u, delta, A, B, C = random_inputs()
 expected, last = scan_by_loop(u, delta, A, B, C)
 y, enters = scan_in_chunks(u, delta, A, B, C, steps=4)
-before, _ = scan_by_loop(u[:, :8], delta[:, :8], A, B[:, :8], C[:, :8])
+_, before = scan_by_loop(u[:, :8], delta[:, :8], A, B[:, :8], C[:, :8])
 print("11 steps in chunks of 4, 4 and 3; equal to the loop:", close(y, expected))
-assert close(y, expected)
-assert close(enters[:, 2].mT, scan_by_loop(u[:, :8], delta[:, :8], A, B[:, :8], C[:, :8])[1])
+print("what enters chunk 2 is the state after 8 steps:", close(enters[:, 2].mT, before))
+assert close(y, expected) and close(enters[:, 2].mT, before)
 
 # %% [markdown]
 # ### Exercise 07.5 · The chain in the middle
@@ -907,7 +942,7 @@ assert close(enters[:, 2].mT, scan_by_loop(u[:, :8], delta[:, :8], A, B[:, :8], 
 
 # %%
 def entering_states(added, total, A):
-    """added (chunks, N, E), total (chunks, E), A (E, N) -> the states before each chunk (chunks, N, E)."""
+    """added (chunks, N, E), total (chunks, E), A (E, N) -> states before each chunk."""
     # BEGIN SOLUTION
     h, enters = torch.zeros_like(added[0]), []
     for more, step in zip(added, total, strict=True):
@@ -929,8 +964,8 @@ check("07.5", entering_states)
 # delta. A simple way is to flip the sequence in memory, scan, and flip the result: three trips to memory for nothing. A
 # kernel walks the other way. Direction 0 starts at step 0 and goes up; direction 1 starts at L - 1 and goes down:
 #
-# $$t = \text{first} + \text{sign} \cdot i, \qquad \text{first} = \text{direction} \cdot (L - 1), \qquad \text{sign} = 1 - 2
-# \cdot \text{direction} \tag{7.5}$$
+# $$t = \text{first} + \text{sign} \cdot i, \qquad \text{first} = \text{direction} \cdot (L - 1), \qquad \text{sign} = 1
+# - 2 \cdot \text{direction} \tag{7.5}$$
 #
 # The direction is one more axis of the launch, so both run at the same time, and twice as many programs keep the chip
 # busy. The inputs of direction 1 lie behind those of direction 0: `u` is (2, B, L, E), and so on.
@@ -939,12 +974,13 @@ check("07.5", entering_states)
 # %%
 @triton.jit
 def scan_both(u, delta, A, B, C, y, L, E, N: tl.constexpr, BLOCK: tl.constexpr):
-    """(7.1) in both directions; u, delta, y (2, B, L, E), A (2, N, E) turned, B, C (2, B, L, N)."""
+    """(7.1) in both directions; a 2 stands in front of all shapes; A turned."""
     direction = tl.program_id(2)
     b = direction * tl.num_programs(1) + tl.program_id(1)
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
     inside = d < E
-    a = tl.load(A + direction * N * E + n[:, None] * E + d[None, :], mask=inside[None, :], other=0.0)
+    A += direction * N * E
+    a = tl.load(A + n[:, None] * E + d[None, :], mask=inside[None, :], other=0.0)
     h = tl.zeros([N, BLOCK], tl.float32)
     first, sign = direction * (L - 1), 1 - 2 * direction
     for i in range(L):
@@ -959,14 +995,16 @@ def scan_both(u, delta, A, B, C, y, L, E, N: tl.constexpr, BLOCK: tl.constexpr):
 
 # %%
 ahead, back = random_inputs(seed=1), random_inputs(seed=2)
-u2, delta2, A2, B2, C2 = (torch.stack(pair) for pair in zip(ahead, back, strict=True))
-y2 = torch.empty_like(u2)
+u, delta, A, B, C = (torch.stack(pair) for pair in zip(ahead, back, strict=True))
+A, y = torch.stack([turned(each) for each in A]), torch.empty_like(u)
 grid = (3, 2, 2)
-scan_both[grid](u2, delta2, torch.stack([turned(A) for A in A2]), B2, C2, y2, 11, 20, N=4, BLOCK=8)
+scan_both[grid](u, delta, A, B, C, y, 11, 20, N=4, BLOCK=8)
+forward = scan_by_loop(*ahead)[0]
 flipped = [x if x.dim() == 2 else x.flip(1) for x in back]
-print("programs:", math.prod(grid), " forward equal:", close(y2[0], scan_by_loop(*ahead)[0]))
-print("backward equal to flip, loop, flip:", close(y2[1], scan_by_loop(*flipped)[0].flip(1)))
-assert close(y2[0], scan_by_loop(*ahead)[0]) and close(y2[1], scan_by_loop(*flipped)[0].flip(1))
+backward = scan_by_loop(*flipped)[0].flip(1)
+print("programs:", math.prod(grid), " forward equal:", close(y[0], forward))
+print("backward equal to flip, loop, flip:", close(y[1], backward))
+assert close(y[0], forward) and close(y[1], backward)
 
 # %%
 figure, axis = canvas(6.6, 2.0)
@@ -974,11 +1012,11 @@ for token in range(8):
     box(axis, 1.5 + 0.6 * token, 1.0, str(token), width=0.5, height=0.4, colour="grey")
 arrow(axis, (1.3, 1.55), (5.9, 1.55), colour="blue")
 arrow(axis, (5.9, 0.45), (1.3, 0.45), colour="orange")
-axis.text(3.6, 1.75, "direction 0: first = 0, sign = +1", ha="center", color=COLOURS["blue"])
-axis.text(3.6, 0.12, "direction 1: first = 7, sign = -1", ha="center", color=COLOURS["orange"])
+axis.text(3.6, 1.75, "direction 0: first = 0, sign = +1", ha="center")
+axis.text(3.6, 0.12, "direction 1: first = 7, sign = -1", ha="center")
 axis.text(1.0, 1.0, "tokens", ha="right", va="center", fontsize=9)
-show(figure, "Eight tokens in a row; an arrow above walks right from 0, an arrow below walks left from 7")
-print("tokens: 8; the same memory for both directions, flipped copies:", 0)
+show(figure, "Eight tokens in a row; an arrow walks right from 0, another left from 7")
+print("tokens: 8; flipped copies in memory:", 0)
 
 # %% [markdown]
 # **What to see.** One row of tokens, two walks. Nothing is turned round in memory.
@@ -987,15 +1025,16 @@ print("tokens: 8; the same memory for both directions, flipped copies:", 0)
 #
 # **Goal.** Write a kernel: lanes, mask, time, direction. **Difficulty.** build. **Minutes.** 15. **Core.**
 #
-# The simplest memory halves its state at every step: $h_t = \tfrac12 h_{t-1} + x_t$. `x` is (L, E). Return (2, L, E): in
-# `[0]` all $h_t$ forward, in `[1]` all $h_t$ backward, where the walk begins at the last step. Write the kernel and its
-# launch, with blocks of 8 channels and one launch for both directions; E is not always a multiple of 8. The frame gives
-# you `y` with 64 numbers to spare, so that a forgotten mask damages nobody.
+# The simplest memory halves its state at every step: $h_t = \tfrac12 h_{t-1} + x_t$. `x` is (L, E). Return (2, L, E):
+# in `[0]` all $h_t$ forward, in `[1]` all $h_t$ backward, where the walk begins at the last step. Write the kernel and
+# its launch, with blocks of 8 channels and one launch for both directions; E is not always a multiple of 8. The frame
+# gives you `y` with 64 numbers to spare, so that a forgotten mask damages nobody.
 #
 # <details><summary>Hint</summary>
 #
-# Take `scan_one_state`. The launch is `kernel[(triton.cdiv(E, 8), 2)](x, y, L, E, BLOCK=8)`. In the kernel, direction is
-# `tl.program_id(1)`. `x` is the same for both directions; step t of direction r goes to the place `(r * L + t) * E + d`.
+# Take `scan_one_state`. The launch is `kernel[(triton.cdiv(E, 8), 2)](x, y, L, E, BLOCK=8)`. In the kernel, direction
+# is `tl.program_id(1)`. `x` is the same for both directions; step t of direction r goes to the place `(r * L + t) * E +
+# d`.
 #
 # </details>
 
@@ -1033,11 +1072,11 @@ check("07.6", both_ways)
 # `kernels/gpu/scan/kernels.py`.
 
 # %%
-folder = Path(next(iter(find_spec("minivim.kernels").submodule_search_locations)))
-source = (folder / "gpu" / "scan" / "kernels.py").read_text()
-forward = source[source.index("def scan_forward") : source.index("def scan_states")]
-loop = forward[forward.index("        for i in range(head") : forward.index("    if chunk == chunks - 1")]
-print(inspect.cleandoc(loop))
+[folder] = find_spec("minivim.kernels").submodule_search_locations
+source = (Path(folder) / "gpu" / "scan" / "kernels.py").read_text()
+start = source.index("        for i in range(head", source.index("def scan_forward"))
+loop = source[start : source.index("    if chunk == chunks - 1", start)]
+print(textwrap.dedent(loop))
 assert "step_size(raw, inside, SOFTPLUS)" in loop
 
 # %% [markdown]
@@ -1052,28 +1091,31 @@ assert "step_size(raw, inside, SOFTPLUS)" in loop
 # | `skip`, `z_i * sigmoid(z_i)` | $D\,u$ and the gate, while the numbers are here |
 # | `.to(tl.int64)`, `E_units` | addresses beyond 2 billion; the layout of section 7 |
 #
-# What it has and `scan` has not: it loads ahead, it gates, it counts addresses in 64 bits, it takes bfloat16 and keeps h
-# in float32, and it saves every 32nd state for the backward pass. Run it, with everything switched on, and compare it
+# What it has and `scan` has not: it loads ahead, it gates, it counts addresses in 64 bits, it takes bfloat16 and keeps
+# h in float32, and it saves every 32nd state for the backward pass. Run it, with everything switched on, and compare it
 # with the loop.
 
 # %%
-own = "triton" if find_spec("triton") else "chunked"  # without Triton the package's kernel is missing
+own = "triton" if find_spec("triton") else "chunked"  # without Triton ours is missing
 u, raw, A, B, C = random_inputs(batch=1, L=37, E=40, N=16, seed=3)
 generator = torch.Generator().manual_seed(4)
-z, (D, bias) = torch.randn(1, 37, 40, generator=generator).to(device), torch.randn(2, 40, generator=generator).to(device)
-found = selective_scan(u, raw, A, B, C, D, z, bias, delta_softplus=True, backend=own)
+z = torch.randn(1, 37, 40, generator=generator).to(device)
+D, bias = torch.randn(2, 40, generator=generator).to(device)
+rest = D, z, bias, True  # True: softplus
+found = selective_scan(u, raw, A, B, C, *rest, backend=own)
 expected = (scan_by_loop(u, F.softplus(raw + bias), A, B, C)[0] + D * u) * F.silu(z)
-print("the package's kernel, with skip, gate, bias and softplus, equals the loop:", close(found, expected))
+print("the package's kernel equals the loop:", close(found, expected))
 assert close(found, expected)
 
 # %%
-reverse = selective_scan(u, raw, A, B, C, D, z, bias, delta_softplus=True, reverse=True, backend=own)
-turned_round = [x.flip(1) for x in (u, F.softplus(raw + bias), B, C)]
-walked = scan_by_loop(turned_round[0], turned_round[1], A, *turned_round[2:])[0].flip(1)
-both = bidirectional_scan((u, raw, A, B, C, D, bias), (u, raw, A, B, C, D, bias), z, backend=own)
-print("reversed, equal:", close(reverse, (walked + D * u) * F.silu(z)))
-print("both in one launch, their mean, equal:", close(both, (found + reverse) / 2))
-assert close(reverse, (walked + D * u) * F.silu(z)) and close(both, (found + reverse) / 2)
+reverse = selective_scan(u, raw, A, B, C, *rest, reverse=True, backend=own)
+u_r, delta_r, B_r, C_r = (x.flip(1) for x in (u, F.softplus(raw + bias), B, C))
+expected = (scan_by_loop(u_r, delta_r, A, B_r, C_r)[0].flip(1) + D * u) * F.silu(z)
+direction = u, raw, A, B, C, D, bias
+both = bidirectional_scan(direction, direction, z, backend=own)
+print("reversed, equal to flip, loop, flip:", close(reverse, expected))
+print("both in one launch, equal to their mean:", close(both, (found + reverse) / 2))
+assert close(reverse, expected) and close(both, (found + reverse) / 2)
 
 # %% tags=["nbval-ignore-output"]
 if device == "cuda" and own == "triton":
@@ -1081,7 +1123,7 @@ if device == "cuda" and own == "triton":
     milliseconds = triton.testing.do_bench(lambda: selective_scan(*big, backend=own))
     print(f"this GPU: {milliseconds:.3f} ms for 32 images of Vim-Tiny, one direction")
 else:
-    print("no GPU here: the interpreter says what a kernel computes, and nothing about how long it takes")
+    print("no GPU here: the interpreter says what a kernel computes, not how long it takes")
 
 # %% [markdown]
 # ## 11. Backward, without a race
@@ -1107,10 +1149,12 @@ else:
 # %%
 @triton.jit
 def scan_backward(
-    u, delta, A, B, C, states, dy, du, ddelta, dA, dB, dC, L, E, N: tl.constexpr, BLOCK: tl.constexpr
+    u, delta, A, B, C, states, dy, du, ddelta, dA, dB, dC,
+    L, E, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """All gradients; states (B, L, N, E); dA (B, N, E) and dB, dC (blocks, B, L, N) in parts, to be added outside."""
-    b, d, n = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
+    """All gradients; dA (B, N, E), dB, dC (blocks, B, L, N) are parts to be added up."""
+    d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
+    b = tl.program_id(1)
     part = (tl.program_id(0) * tl.num_programs(1) + b) * L * N + n
     inside, place = d < E, n[:, None] * E + d[None, :]
     a_log2 = tl.load(A + place, mask=inside[None, :], other=0.0)
@@ -1118,11 +1162,13 @@ def scan_backward(
     for i in range(L):
         t = L - 1 - i
         row, token = (b * L + t) * E + d, (b * L + t) * N + n
-        u_t, delta_t = tl.load(u + row, mask=inside, other=0.0), tl.load(delta + row, mask=inside, other=0.0)
+        u_t = tl.load(u + row, mask=inside, other=0.0)
+        delta_t = tl.load(delta + row, mask=inside, other=0.0)
         dy_t = tl.load(dy + row, mask=inside, other=0.0)
         B_t, C_t = tl.load(B + token), tl.load(C + token)
         a = tl.exp2(delta_t[None, :] * a_log2)
-        before = tl.load(states + (b * L + t - 1) * N * E + place, mask=inside[None, :] & (t > 0), other=0.0)
+        kept = states + (b * L + t - 1) * N * E + place
+        before = tl.load(kept, mask=inside[None, :] & (t > 0), other=0.0)
         h = a * before + (delta_t * u_t)[None, :] * B_t[:, None]
         g = carry + dy_t[None, :] * C_t[:, None]
         q, s = g * a * before, tl.sum(g * B_t[:, None], axis=0)
@@ -1143,9 +1189,9 @@ def scan_backward(
 # %%
 inputs = [x.requires_grad_() for x in random_inputs(seed=5)]
 u, delta, A, B, C = inputs
-y, states = scan_by_loop(*inputs)[0], []
-for t in range(11):
-    states.append(scan_by_loop(u[:, : t + 1], delta[:, : t + 1], A, B[:, : t + 1], C[:, : t + 1])[1].mT)
+y = scan_by_loop(*inputs)[0]
+until = [slice(0, t + 1) for t in range(11)]
+states = [scan_by_loop(u[:, s], delta[:, s], A, B[:, s], C[:, s])[1].mT for s in until]
 states = torch.stack(states, dim=1).detach()  # (B, L, N, E)
 dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(6)).to(device)
 expected = torch.autograd.grad(y, inputs, dy)
@@ -1155,7 +1201,8 @@ u, delta, A, B, C = (x.detach() for x in inputs)
 du, ddelta = torch.empty(2, *u.shape, device=device)
 dB, dC = torch.empty(2, 3, *B.shape, device=device)
 dA = torch.empty(2, 4, 20, device=device)
-scan_backward[(3, 2)](u, delta, turned(A), B, C, states, dy, du, ddelta, dA, dB, dC, 11, 20, N=4, BLOCK=8)
+gradients, A = (du, ddelta, dA, dB, dC), turned(A)
+scan_backward[(3, 2)](u, delta, A, B, C, states, dy, *gradients, 11, 20, N=4, BLOCK=8)
 found = du, ddelta, dA.sum(0).T, dB.sum(0), dC.sum(0)
 for name, ours, theirs in zip(("u", "delta", "A", "B", "C"), found, expected, strict=True):
     print(f"gradient of {name:>5}: equal to autograd's {close(ours, theirs)}")
@@ -1167,8 +1214,8 @@ for name, ours, theirs in zip(("u", "delta", "A", "B", "C"), found, expected, st
 # *Optional.*
 #
 # What goes wrong in kernels is mostly two things: a place that is wrong, and an order that is not there. A wrong place
-# is found by printing, as in section 2. An order that is not there is harder: **on the machine where you test, it may be
-# there by chance.** The interpreter runs program 0, then 1, then 2. A GPU does not.
+# is found by printing, as in section 2. An order that is not there is harder: **on the machine where you test, it may
+# be there by chance.** The interpreter runs program 0, then 1, then 2. A GPU does not.
 #
 # Here is a running sum over 12 numbers, in chunks of 3. Each program adds its chunk to what its neighbour on the left
 # has left behind. To find out whether the order matters, hand it over: a table says which chunk a program takes.
@@ -1217,7 +1264,7 @@ total = 0.0
 
 
 def program(own):
-    """Adds its number to `total`: load, then store; between the two, another program may run."""
+    """Adds its number to `total`: load, then store; in between, another one may run."""
     global total
     loaded = total
     yield
@@ -1257,7 +1304,7 @@ assert total == 4
 
 # %%
 def conflicts(reads, writes):
-    """reads, writes: a list of places for each program -> sorted list of the pairs (p, q), p < q, that may race."""
+    """reads, writes: a list of places for each program -> sorted list of pairs (p, q)."""
     # BEGIN SOLUTION
     pairs = []
     for p in range(len(reads)):
@@ -1292,8 +1339,8 @@ check("07.7", conflicts)
 # | one exponential instruction | none: a polynomial of degree 5, in every lane |
 # | bound by instructions and exponentials | bound by exponentials |
 #
-# Here is `scan` once more, as loops. The innermost loop is the lanes. The compiler turns it into vector instructions, if
-# it can.
+# Here is `scan` once more, as loops. The innermost loop is the lanes. The compiler turns it into vector instructions,
+# if it can.
 
 # %%
 try:
@@ -1307,7 +1354,7 @@ except ImportError:  # the same loops in plain Python: right, and slow
 # %%
 @njit(fastmath=True)
 def scan_cpu(u, delta, A, B, C, y, LANES):
-    """(7.1) for arrays; A (N, E) turned, without log2(e); a task is LANES channels of one image."""
+    """(7.1) for arrays; A (N, E); a task is LANES channels of one image."""
     batch, L, E = u.shape
     N = A.shape[0]
     for task in range(batch * ((E + LANES - 1) // LANES)):
@@ -1318,8 +1365,8 @@ def scan_cpu(u, delta, A, B, C, y, LANES):
             y[b, t, e : e + count] = 0
             for n in range(N):
                 for k in range(count):
-                    step = delta[b, t, e + k]
-                    h[n, k] = np.exp(step * A[n, e + k]) * h[n, k] + step * u[b, t, e + k] * B[b, t, n]
+                    step, u_t = delta[b, t, e + k], u[b, t, e + k]
+                    h[n, k] = np.exp(step * A[n, e + k]) * h[n, k] + step * u_t * B[b, t, n]
                     y[b, t, e + k] += h[n, k] * C[b, t, n]
 
 
@@ -1333,8 +1380,9 @@ def run_cpu(u, delta, A, B, C):
 
 
 inputs = random_inputs()
-print("lanes: 16, tasks:", 2 * triton.cdiv(20, 16), " equal to the loop:", close(run_cpu(*inputs), scan_by_loop(*inputs)[0].cpu()))
-assert close(run_cpu(*inputs), scan_by_loop(*inputs)[0].cpu())
+equal = close(run_cpu(*inputs), scan_by_loop(*inputs)[0].cpu())
+print("lanes: 16, tasks:", 2 * triton.cdiv(20, 16), " equal to the loop:", equal)
+assert equal
 
 # %% [markdown]
 # **How fast?** At the size of one Vim-Tiny image, on your machine and one thread: the loop of section 1 in PyTorch, the
@@ -1387,7 +1435,7 @@ def causal_conv(x, weight, y, L, E, BLOCK: tl.constexpr):
 
 
 # %%
-x, weight = torch.randn(9, 5, generator=torch.Generator().manual_seed(7)).to(device), torch.rand(5, 4, device="cpu")
+x = torch.randn(9, 5, generator=torch.Generator().manual_seed(7)).to(device)
 weight = torch.linspace(0.4, 1, 20).view(5, 4).to(device)
 y = torch.empty_like(x)
 causal_conv[(1,)](x, weight, y, 9, 5, BLOCK=8)
@@ -1396,21 +1444,23 @@ print("equal to PyTorch's convolution, padded by 3 in front:", close(y, expected
 assert close(y, expected)
 
 # %%
-seen, y = torch.zeros(9, 9), torch.empty(9, 1, device=device)
-for s in range(9):  # a single 1 at step s: where does it show?
-    causal_conv[(1,)](torch.eye(9, device=device)[:, s : s + 1].contiguous(), weight, y, 9, 1, BLOCK=1)
-    seen[:, s] = y[:, 0].cpu()
+ones, seen = torch.eye(9, device=device), torch.empty(9, 9, device=device)
+same = torch.ones(9, 4, device=device)  # channel s gets a single 1, at step s
+causal_conv[(2,)](ones, same, seen, 9, 9, BLOCK=8)
+seen = seen.cpu()
 figure, axis = plt.subplots(figsize=(3.6, 3.2))
 axis.imshow(seen > 0, cmap="Blues", vmax=1.6)
 axis.grid(False)
-axis.set(xlabel="input step s", ylabel="output step t", title="What $y_t$ sees", xticks=range(9), yticks=range(9))
-show(figure, "A 9 by 9 grid; row t is coloured at t and the three steps before it, fewer in the first three rows")
-print("inputs seen by y_0, y_1, ..., y_4:", (seen > 0).sum(1)[:5].tolist(), " y_t sees x_t:", bool((seen.diag() > 0).all()))
+axis.set(xlabel="input step s", ylabel="output step t", title="What $y_t$ sees")
+axis.set(xticks=range(9), yticks=range(9))
+show(figure, "A 9 by 9 grid; row t is coloured at t and the three steps before it")
+print("inputs that y_0, ..., y_4 see:", (seen > 0).sum(1)[:5].tolist())
+assert (seen.diag() > 0).all() and (seen.triu(1) == 0).all()
 
 # %% [markdown]
 # **What to see.** Every row ends on the diagonal: $y_t$ sees its own token and the three before it, never a later one.
-# Nothing is shifted. A shift would be needed if $y_t$ had to *predict* $x_t$; it predicts, if anything, what comes next.
-# The first rows are shorter, and the masked places loaded 0.
+# Nothing is shifted. A shift would be needed if $y_t$ had to *predict* $x_t$; it predicts, if anything, what comes
+# next. The first rows are shorter, and the masked places loaded 0.
 
 # %% [markdown]
 # ## What you built, and where it lives
@@ -1433,8 +1483,8 @@ print("inputs seen by y_0, y_1, ..., y_4:", (seen > 0).sum(1)[:5].tolist(), " y_
 #
 # ## Further reading
 #
-# - A. Gu, T. Dao, *Mamba: Linear-Time Sequence Modeling with Selective State Spaces*, 2023, arXiv 2312.00752. Section 3.3
-#   says what its kernel keeps on the chip and what it computes twice.
-# - P. Tillet, H. T. Kung, D. Cox, *Triton: An Intermediate Language and Compiler for Tiled Neural Network Computations*,
-#   2019. The tutorials of Triton's documentation begin where section 2 does.
+# - A. Gu, T. Dao, *Mamba: Linear-Time Sequence Modeling with Selective State Spaces*, 2023, arXiv 2312.00752. Section
+#   3.3 says what its kernel keeps on the chip and what it computes twice.
+# - P. Tillet, H. T. Kung, D. Cox, *Triton: An Intermediate Language and Compiler for Tiled Neural Network
+#   Computations*, 2019. The tutorials of Triton's documentation begin where section 2 does.
 # - `kernels/README.md` of this project: derivations, counts, and what was tried and did not pay.
