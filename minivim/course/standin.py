@@ -11,53 +11,56 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
+from jaxtyping import Bool, Int, Num, Shaped
 from torch import Tensor
 
 here = SimpleNamespace(program=(0, 0, 0), grid=(1, 1, 1))  # of the program that runs
 
 
+Places = int | Int[Tensor, "..."]
+Mask = bool | Bool[Tensor, "..."]
+
+
 class Pointer:
     """A place in memory, or a block of places; a number or a block of numbers added to it moves it."""
 
-    def __init__(self, memory: Tensor, place: int | Tensor) -> None:
+    def __init__(self, memory: Shaped[Tensor, " size"], place: Places) -> None:
         self.memory, self.place = memory, place
 
-    def __add__(self, offset: int | Tensor) -> "Pointer":
+    def __add__(self, offset: Places) -> "Pointer":
         return Pointer(self.memory, self.place + offset)
 
     __radd__ = __add__
 
+    def reach(self, mask: Mask) -> tuple[Int[Tensor, "..."], Bool[Tensor, "..."]]:
+        """Places and mask in one shape. IndexError if a place under the mask is outside of the memory."""
+        place, wanted = torch.broadcast_tensors(torch.as_tensor(self.place), torch.as_tensor(mask))
+        inside = place[wanted]
+        if inside.numel() and (inside.min() < 0 or inside.max() >= len(self.memory)):
+            places = f"{inside.min().item()} to {inside.max().item()}"
+            raise IndexError(f"a program reaches for the places {places}; the memory has 0 to {len(self.memory) - 1}")
+        return place, wanted
 
-def address(tensor: Tensor) -> Pointer:
+
+def address(tensor: Shaped[Tensor, "..."]) -> Pointer:
     """Where a tensor begins. Its neighbours in the same memory are in reach, as on a GPU."""
     count = tensor.untyped_storage().nbytes() // tensor.element_size()
     return Pointer(tensor.detach().as_strided((count,), (1,), 0), tensor.storage_offset())
 
 
-def load(pointer: Pointer, mask: Tensor | bool | None = None, other: float = 0.0) -> Tensor:
+def load(pointer: Pointer, mask: Mask = True, other: float = 0.0) -> Shaped[Tensor, "..."]:
     """The numbers at a block of places; `other` where the mask is False. IndexError beyond the memory's ends."""
-    place = torch.as_tensor(pointer.place)
-    wanted = torch.tensor(True) if mask is None else torch.as_tensor(mask)
-    place, wanted = torch.broadcast_tensors(place, wanted)
-    check_places(pointer.memory, place[wanted])
-    return torch.where(wanted, pointer.memory[torch.where(wanted, place, 0)], other)
+    place, wanted = pointer.reach(mask)
+    found = pointer.memory[torch.where(wanted, place, 0)]
+    return torch.where(wanted, found, torch.tensor(other, dtype=found.dtype))
 
 
-def store(pointer: Pointer, value: float | Tensor, mask: Tensor | bool | None = None) -> None:
+def store(pointer: Pointer, value: float | Num[Tensor, "..."], mask: Mask = True) -> None:
     """Write the numbers where the mask holds. IndexError beyond the memory's ends."""
-    place = torch.as_tensor(pointer.place)
-    wanted = torch.tensor(True) if mask is None else torch.as_tensor(mask)
+    place, wanted = pointer.reach(mask)
     value = torch.as_tensor(value, dtype=pointer.memory.dtype)
     place, wanted, value = torch.broadcast_tensors(place, wanted, value)
-    check_places(pointer.memory, place[wanted])
     pointer.memory[place[wanted]] = value[wanted]
-
-
-def check_places(memory: Tensor, places: Tensor) -> None:
-    """IndexError if one of them is outside."""
-    if places.numel() and (places.min() < 0 or places.max() >= len(memory)):
-        reach = f"{places.min().item()} to {places.max().item()}"
-        raise IndexError(f"a program reaches for the places {reach}; the memory has 0 to {len(memory) - 1}")
 
 
 class Kernel:

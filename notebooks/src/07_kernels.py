@@ -580,10 +580,10 @@ assert torch.equal(late[4], early[4])  # no difference at any real step
 
 # %%
 figure, axis = plt.subplots(figsize=(6.4, 2.9))
-for channel, colour in ((0, "blue"), (1, "orange")):
+for channel, colour, height in ((0, "blue", 0.8), (1, "orange", 2.2)):
     for h, line in ((early, "o--"), (late, "o-")):
         axis.plot(range(1, 9), h[:, channel].cpu(), line, color=COLOURS[colour])
-    axis.text(3, late[2, channel].item() + 0.2, f"A = {A[channel]:.1f}", ha="right")
+    axis.text(3, height, f"A = {A[channel]:.1f}", ha="center", color=COLOURS[colour])
 for place, text in ((late[7, 1], "mask after softplus"), (early[7, 1], "before only")):
     axis.text(8.2, place.item(), text, va="center")
 axis.axvspan(5.2, 8.1, color=COLOURS["grey"], alpha=0.15)
@@ -727,7 +727,7 @@ for (name, number), colour in zip(counts.items(), colours, strict=True):
     axis.barh(0, number, left=left, color=COLOURS[colour], label=f"{number} {name}")
     left += number
 axis.axvline(5 * 16 + 1, color="black", linestyle="--")
-axis.text(5 * 16 + 1, 0.45, "81: counted by hand", ha="center", va="bottom")
+axis.text(5 * 16 - 1, 0.45, "counted by hand: 81", ha="right", va="bottom")
 axis.set(xlabel="instructions of one step, 32 channels, N = 16", ylabel="", yticks=[])
 axis.set(xlim=(0, 165), ylim=(-0.45, 0.7))
 axis.legend(fontsize=9, loc="center right")
