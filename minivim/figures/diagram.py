@@ -6,9 +6,11 @@ from minivim.extras import require
 from minivim.figures.style import COLOURS
 
 SIZE = 9  # of the text, in points
+Number = float | int
+Point = tuple[Number, Number]
 
 
-def canvas(width: float, height: float) -> tuple[Any, Any]:
+def canvas(width: Number, height: Number) -> tuple[Any, Any]:
     """A figure of `width` x `height` inches and its one axis: no frame, from (0, 0) at the bottom left, in inches."""
     figure, axis = require("matplotlib.pyplot", "notebooks").subplots(figsize=(width, height), layout="constrained")
     axis.set(xlim=(0, width), ylim=(0, height), aspect="equal")
@@ -17,7 +19,7 @@ def canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def box(
-    axis: Any, x: float, y: float, text: str, width: float = 1.2, height: float = 0.45, colour: str = "blue"
+    axis: Any, x: Number, y: Number, text: str, width: Number = 1.2, height: Number = 0.45, colour: str = "blue"
 ) -> None:
     """A box with rounded corners around the middle (x, y), pale inside, its edge in `colour`, with `text` in it.
 
@@ -42,11 +44,11 @@ def box(
 
 def arrow(
     axis: Any,
-    start: tuple[float, float],
-    end: tuple[float, float],
+    start: Point,
+    end: Point,
     text: str = "",
     colour: str = "black",
-    bend: float = 0.0,
+    bend: Number = 0.0,
 ) -> None:
     """An arrow from `start` to `end`, with `text` on its middle.
 

@@ -20,7 +20,7 @@ COLOURS = {
     "red": "#D55E00",
     "purple": "#CC79A7",
     "brown": "#5C3A12",
-    "grey": "#8A8A8A",
+    "grey": "#6E6E6E",
     "black": "#000000",
 }
 
@@ -62,7 +62,8 @@ def use_style() -> None:
             "axes.spines.right": False,
             "grid.alpha": 0.3,
             "legend.fontsize": 9,
-            "legend.frameon": False,
+            "legend.framealpha": 0.85,
+            "legend.edgecolor": "white",
             "lines.linewidth": 1.8,
             "image.cmap": "cividis",
         }

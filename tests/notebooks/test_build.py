@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import io
 import json
 import re
@@ -42,7 +43,7 @@ def code_cells(path):
 def text_of(cell):
     """What a cell printed or returned, as text."""
     outputs = [output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
-    return "\n".join(text for text in outputs if not text.startswith(("<Figure size", "Flipbook(")))
+    return "\n".join(text for text in outputs if not text.startswith(("<Figure size", "Flipbook(", "Picture(")))
 
 
 def compared(cell):
@@ -55,8 +56,17 @@ def flipbooks(cell):
     return [page for page in pages if FLIPBOOK in page]
 
 
+def pictures(cell):
+    """The alt texts of the pictures that a cell shows with `show`."""
+    pages = [output.get("data", {}).get("text/html", "") for output in cell.outputs]
+    return [
+        html.unescape(alt) for page in pages if FLIPBOOK not in page for alt in re.findall(r'<img alt="(.*?)"', page)
+    ]
+
+
 def shows_figure(cell):
-    return any(FIGURE in output.get("data", {}) for output in cell.outputs) or bool(flipbooks(cell))
+    bare = any(FIGURE in output.get("data", {}) for output in cell.outputs)
+    return bare or bool(flipbooks(cell)) or bool(pictures(cell))
 
 
 def drawing_code(cell, cells):
@@ -156,7 +166,7 @@ def test_figures_have_labels_and_a_number(path):
     cells = code_cells(path)
     for cell in filter(shows_figure, cells):
         code = drawing_code(cell, cells)
-        picture_only = 'axis("off")' in code
+        picture_only = 'axis("off")' in code or "canvas(" in code
         assert picture_only or ("xlabel" in code and "ylabel" in code), cell.source
         assert re.search(r"\d", text_of(cell)), f"a figure without a printed number:\n{cell.source}"
 
