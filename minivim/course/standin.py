@@ -32,6 +32,9 @@ class Pointer:
 
     __radd__ = __add__
 
+    def __sub__(self, offset: Places) -> "Pointer":
+        return Pointer(self.memory, self.place - offset)
+
     def reach(self, mask: Mask) -> tuple[Int[Tensor, "..."], Bool[Tensor, "..."]]:
         """Places and mask in one shape. IndexError if a place under the mask is outside of the memory."""
         place, wanted = torch.broadcast_tensors(torch.as_tensor(self.place), torch.as_tensor(mask))
