@@ -18,7 +18,7 @@
 # **Prerequisites.** Chapter 05: the selective scan, softplus. Chapter 06: pairs (a, b) and how they combine, chunks,
 # the adjoint recurrence.
 #
-# **Time.** 90 minutes for the core, 115 with everything; all cells together run for about 45 seconds.
+# **Time.** 75 minutes for the core, 90 with everything; all cells together run for about 30 seconds.
 
 # %% [markdown]
 # Previous: [06 Scans](06_scans.ipynb) · Map: [00 Start here](00_start_here.ipynb) · Next:
