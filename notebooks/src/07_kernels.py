@@ -200,7 +200,7 @@ for program, colour in enumerate(["blue", "orange", "green"]):
     axis.text(middle, 1.2, f"program {program}", ha="center", color=COLOURS[colour])
     for lane in range(4):
         place = 0.5 + 2 * program + 0.5 * lane
-        box(axis, place, 0.75, str(4 * program + lane), width=0.44, height=0.44, colour=colour)
+        box(axis, place, 0.75, str(4 * program + lane), 0.44, 0.44, colour)
         axis.text(place, 0.33, f"lane {lane}", ha="center", fontsize=7)
 show(figure, "Twelve numbers; programs 0, 1 and 2 own four neighbours each")
 print("numbers: 12 = 3 programs of 4 lanes")
@@ -1428,7 +1428,8 @@ for name, milliseconds in cpu_times(5).items():
 
 # %%
 MEASURE = False
-file = Path("../docs/measurements/07_kernels.json")
+project = Path(find_spec("minivim").origin).parents[1]
+file = project / "docs" / "measurements" / "07_kernels.json"
 if MEASURE:
     facts = {"machine": platform.processor(), "command": "notebook 07, MEASURE = True"}
     facts |= {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__}
@@ -1439,8 +1440,8 @@ bars = axis.barh(list(measured)[::-1], list(measured.values())[::-1], color=COLO
 axis.bar_label(bars, fmt="%.2g", padding=3)
 axis.set(xlabel="milliseconds, one thread, (B, L, E, N) = (1, 197, 384, 16)", ylabel="")
 axis.set(xlim=(0, 1.15 * max(measured.values())))
-show(figure, "Four bars: the loop in PyTorch and scan_cpu long, exp alone and the package short")
-print(f"the package against scan_cpu: {measured['scan_cpu'] / measured['package']:.2g} times")
+show(figure, "Four bars: loop in PyTorch and scan_cpu long, package and exp alone short")
+print(f"scan_cpu takes {measured['scan_cpu'] / measured['package']:.2g} times as long")
 assert measured["package"] < 2 * measured["exp alone"] < measured["scan_cpu"] / 2
 
 # %% [markdown]
