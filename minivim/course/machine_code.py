@@ -15,6 +15,8 @@ from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from minivim.extras import require
+
 TARGET = ("cuda", 90, 32)  # Hopper, 32 lanes to a warp
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 
@@ -52,12 +54,9 @@ def loop_of(kernel: Callable, constants: dict[str, int], numbers: tuple[str, ...
 
 def compile_loop(file: Path, name: str, constants: dict, numbers: list[str], sixteens: list[str]) -> list[str]:
     """What `loop_of` returns, in a process that compiles."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as compile_source
-
     from minivim.kernels.gpu.sass import count, loops
 
+    backends, compiler = require("triton.backends.compiler", "triton"), require("triton.compiler", "triton")
     module = module_from_spec(spec_from_file_location("kernel", file))
     module.__spec__.loader.exec_module(module)
     kernel = getattr(module, name)
@@ -67,8 +66,8 @@ def compile_loop(file: Path, name: str, constants: dict, numbers: list[str], six
         if signature[argument] == "*fp32" or argument in sixteens:
             attributes[(index,)] = [["tt.divisibility", 16]]
     fixed = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
-    source = ASTSource(kernel, signature, fixed, attributes)
-    compiled = compile_source(source, target=GPUTarget(*TARGET), options={"num_warps": 1})
+    source = compiler.ASTSource(kernel, signature, fixed, attributes)
+    compiled = compiler.compile(source, target=backends.GPUTarget(*TARGET), options={"num_warps": 1})
     code = Path(file).with_suffix(".cubin")
     code.write_bytes(compiled.asm["cubin"])
     text = subprocess.run([disassembler(), "-c", code], capture_output=True, text=True, check=True).stdout
