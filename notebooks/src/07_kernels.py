@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 07 · Kernels: the scan on the chip
 #
-# Chapter 06 asked in which order a scan may be computed. This chapter asks where its numbers are while that happens.
-# You write a first kernel of four lines. Then one idea is added at a time, until you can read the kernel that this
-# package runs on a GPU. No GPU is needed: Triton's interpreter runs every kernel here on your CPU, lane by lane.
+# [Chapter 06](06_scans.ipynb) asked in which order a scan may be computed. This chapter asks where its numbers are
+# while that happens. You write a first kernel of four lines. Then one idea is added at a time, until you can read the
+# kernel that this package runs on a GPU. No GPU is needed: Triton's interpreter runs every kernel here on your CPU,
+# lane by lane.
 #
 # **Learning goals.** After this chapter you can
 # - say what a program, a lane and a register are, and point at them in a (B, L, E) box;
@@ -15,8 +16,8 @@
 # - read the package's forward kernel, and a backward one without a race;
 # - say the same of a CPU, with other words.
 #
-# **Prerequisites.** Chapter 05: the selective scan, softplus. Chapter 06: pairs (a, b) and how they combine, chunks,
-# the adjoint recurrence.
+# **Prerequisites.** [Chapter 05](05_selection.ipynb): the selective scan, softplus. [Chapter 06](06_scans.ipynb): pairs
+# (a, b) and how they combine, chunks, the adjoint recurrence.
 #
 # **Time.** 75 minutes for the core, 90 with everything; all cells together run for about 30 seconds.
 

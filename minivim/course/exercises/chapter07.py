@@ -56,7 +56,7 @@ def owned(answer: Callable) -> None:
 def identity(answer: Callable) -> None:
     """The identity of each operation."""
     finite = {"it must be infinity: a finite number may be passed": -sys.float_info.max}
-    finite |= {f"{cause} ": torch.finfo(torch.float32).min for cause in finite}
+    finite |= {"it must be infinity: this is only the smallest finite float32": torch.finfo(torch.float32).min}
     identities = {
         "max": (
             -math.inf,
@@ -132,7 +132,7 @@ def fade_of_padding(answer: Callable) -> None:
 @exercise("07.4", "Count a step")
 def count_step(answer: Callable) -> None:
     """((5 N + 1) V, N V, (96 V + 2 N) width)."""
-    for N, V, width in [(8, 1, 4), (4, 2, 2), (16, 4, 4)]:
+    for N, V, width in [(8, 3, 4), (4, 2, 2), (16, 1, 4)]:
         given = f"N = {N}, V = {V}, width = {width}"
         found = _parts(answer(N, V, width), 3, "a tuple of three numbers: instructions, exponentials, bytes")
         causes = {
@@ -155,17 +155,17 @@ def count_step(answer: Callable) -> None:
         compare(found[1], N * V, "the exponentials", given=given, causes=causes)
         causes = {
             "y is stored, and that moves bytes, too": (2 * 32 * V + 2 * N) * width,
-            "B and C are the same for all lanes: count them once": (3 * 32 * V + 2 * N * 32 * V) * width,
-            "B and C are the same for all lanes: count them once ": (3 * 32 * V + 2 * N * 32) * width,
+            "B and C are the same for all lanes and channels: count them once": (3 * 32 * V + 2 * N * 32 * V) * width,
+            "B and C are the same for all lanes: count them once": (3 * 32 * V + 2 * N * 32) * width,
             "B and C are the same for all channels: count them once": (3 * 32 * V + 2 * N * V) * width,
             "B and C are missing": 3 * 32 * V * width,
             "these are numbers; each has `width` bytes": 3 * 32 * V + 2 * N,
             "this is one lane; a warp has 32": (3 * V + 2 * N) * width,
             "V is missing: each lane has V channels": (3 * 32 + 2 * N) * width,
             "B and C are two, each with N numbers": (3 * 32 * V + N) * width,
+            "h and A stay in registers: a step neither loads nor stores them": (3 * 32 * V + 2 * N + 32 * N * V)
+            * width,
             "h stays in registers: it is neither loaded nor stored": (3 * 32 * V + 2 * N + 2 * 32 * N * V) * width,
-            "h stays in registers: it is not stored": (3 * 32 * V + 2 * N + 32 * N * V) * width,
-            "A is loaded once, before the loop": (3 * 32 * V + 2 * N + 32 * N * V) * width,
         }
         compare(found[2], (3 * 32 * V + 2 * N) * width, "the bytes", given=given, causes=causes)
 
