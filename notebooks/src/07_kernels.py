@@ -694,7 +694,7 @@ body = loop_of(scan, {"N": 16, "BLOCK": 32}, numbers=("L", "E"))
 if body is None:
     print("no disassembler here: below stand the counts that Triton 3.7.1 gave")
 for instruction in (body or [])[-6:]:
-    print(instruction)
+    print(instruction.partition(" desc")[0])  # without addresses
 
 # %% [markdown]
 # These are the last six lines of the loop: the machine code of a Hopper GPU (sm_90). The names that matter to us:

@@ -62,6 +62,8 @@ def test_a_forgotten_mask_reaches_the_neighbours_and_no_further():
     assert memory.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0]
     with pytest.raises(IndexError, match="places 12 to 15; the memory has 0 to 11"):
         copy[(4,)](memory, memory, BLOCK=4)
+    with pytest.raises(IndexError, match="places 12 to 12"):
+        copy[(13,)](memory, memory, BLOCK=1)
 
 
 def test_whole_numbers_stay_whole_and_kernels_call_each_other():
