@@ -127,7 +127,7 @@ for stride in (16, 8):
 # %%
 from sklearn.datasets import load_sample_image
 
-photo = torch.tensor(load_sample_image("china.jpg"))[40:264, 180:404]  # (224, 224, 3)
+photo = torch.tensor(load_sample_image("china.jpg"))[20:244, 150:374]  # (224, 224, 3)
 image = (photo.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
 print("image:", tuple(image.shape))
 assert image.shape == (1, 3, 224, 224)
@@ -906,7 +906,7 @@ print("flipping 196 places turns the grid by 180 degrees:", turned)
 assert turned and not torch.equal(numbers.rot90(2), numbers.flip(1))  # and is no mirror
 
 # %% [markdown]
-# **What to see.** Middle: the sky is below, and what was left is right. The grid of patches is turned by 180 degrees,
+# **What to see.** Left: a tower beside the sky. Middle: its top points down, and it stands on the other side. The grid of patches is turned by 180 degrees,
 # while each patch itself stays upright. A mirror (right) keeps the order of the rows and flips each row; no flip of the
 # whole sequence does that.
 #

@@ -33,9 +33,9 @@ def place_of_patch(answer: Callable) -> None:
         (11, 3, 14, 14, "rows"),
         (2, 5, 6, 9, "columns"),
         (1, 7, 6, 9, "columns"),
+        (4, 7, 6, 9, "snake"),
         (3, 2, 6, 9, "snake"),
         (1, 2, 6, 9, "snake"),
-        (4, 7, 6, 9, "snake"),
         (2, 2, 5, 5, "rows"),  # the first patch behind the class token, of an odd number
         (5, 4, 10, 4, "rows"),
         (5, 0, 10, 4, "rows"),
@@ -48,24 +48,21 @@ def place_of_patch(answer: Callable) -> None:
 
         place = _among_patches(row, column, rows, columns, order)
         other = _among_patches(row, column, rows, columns, "rows" if order == "columns" else "columns")
-        straight = _among_patches(row, column, rows, columns, "rows")
-        causes = {
-            "the class token stands in the middle; patches before it do not move": place + 1,
-            "the patch with number M // 2 itself stands behind the class token: >=, not >": place + (place > half),
-            "rows and columns are exchanged": seat(other),
-            "a row has `columns` patches, not `rows`": seat(row * rows + column),
-            "a column has `rows` patches, not `columns`": seat(column * columns + row),
-            "in a snake every second row is read from the right": seat(straight),
-            "counts begin at 0: this is one too many": seat(place) + 1,
-        }
-        if place != half:  # there the rule with > gives the same number
+        causes = {"rows and columns are exchanged": seat(other)}
+        if place < half:
+            causes["one too many: counts begin at 0, and patches before the class token do not move"] = place + 1
+        elif place == half:  # whoever forgets the class token has failed at an earlier patch
+            causes["the patch with number M // 2 itself stands behind the class token: >=, not >"] = place
+        else:
             causes["the class token takes a place, too: patches from the M // 2-th on stand one later"] = place
+            causes["one too many: counts begin at 0"] = place + 2
+        if order == "rows" and rows != columns:
+            causes["a row has `columns` patches, not `rows`"] = seat(row * rows + column)
+        if order == "columns":
+            causes["a column has `rows` patches, not `columns`"] = seat(column * columns + row)
         if order == "snake":
-            mirrored = row * columns + columns - 1 - column
-            causes |= {
-                "in a snake the even rows are read from the left, the odd ones from the right": seat(mirrored),
-                "in a snake the last column has the number columns - 1, not columns": seat(place + 1),
-            }
+            even, odd = row * columns + column, row * columns + columns - 1 - column
+            causes["in a snake every second row is read from the right"] = seat(even if row % 2 else odd)
         given = f'row = {row}, column = {column}, rows = {rows}, columns = {columns}, order = "{order}"'
         compare(answer(row, column, rows, columns, order), seat(place), "the place", given=given, causes=causes)
 
@@ -138,9 +135,9 @@ def _parts(D: int, N: int, K: int, P: int, side: int, classes: int, expand: int 
 def count_parameters(answer: Callable) -> None:
     """The number of parameters of a whole Vim."""
     for D, depth, N, K, P, side, classes in [
+        (32, 5, 6, 3, 4, 20, 7),  # sizes so small that a forgotten vector shows
+        (40, 2, 7, 5, 2, 6, 23),
         (192, 24, 16, 4, 16, 224, 1000),
-        (40, 3, 5, 3, 4, 20, 7),
-        (72, 6, 9, 5, 2, 12, 23),
     ]:
         direction, rest, once = _parts(D, N, K, P, side, classes)
         E, R, M = 2 * D, -(-D // 16), (side // P) ** 2
@@ -159,15 +156,13 @@ def count_parameters(answer: Callable) -> None:
             + depth * sum(rest.values()),
             "in_proj has 2E outputs, x and z": total - depth * D * E,
             "the inner width is E = 2D": depth * (2 * narrow[0] + narrow[1]) + narrow[2],
-            "R is D / 16 rounded up, not down": total - 2 * depth * 2 * E * (R - D // 16),
-            "x_proj has R + 2N outputs: dt, B and C": total - 2 * depth * E * N,
-            "x_proj has R + 2N outputs; the R is missing": total - 2 * depth * E * R,
+            "each direction lacks E N numbers: A_log, or x_proj's outputs for C, of R + 2N": total - 2 * depth * E * N,
+            "each direction lacks E R numbers: x_proj has R + 2N outputs, dt_proj has R inputs": total
+            - 2 * depth * E * R,
             "the biases of convolution, dt_proj, patch embedding and head are missing": without(
                 "conv_bias", "dt_bias", "patch_bias", "head_bias"
             ),
-            "the biases of convolution and dt_proj are missing": without("conv_bias", "dt_bias"),
             "each direction lacks E numbers: the skip D, the bias of the convolution or that of dt_proj": without("D"),
-            "A_log is missing, E N numbers in each direction": without("A_log"),
             "the convolution is missing": without("K E", "conv_bias"),
             "the convolution is depthwise: each channel has K numbers, not K for each other channel": total
             + 2 * depth * (K * E * E - K * E),
@@ -190,6 +185,12 @@ def count_parameters(answer: Callable) -> None:
             "linear layers other than dt_proj, patch embedding and head have no bias": total
             + depth * (2 * E + D + 2 * (R + 2 * N)),
         }
+        if D % 16:  # whoever lacks 2E biases has failed at an earlier D
+            causes["R is D / 16 rounded up, not down"] = total - 2 * depth * 2 * E
+        else:
+            causes["each direction lacks the biases of convolution and dt_proj, E numbers each"] = without(
+                "conv_bias", "dt_bias"
+            )
         given = f"D = {D}, depth = {depth}, N = {N}, K = {K}, P = {P}, side = {side}, classes = {classes}"
         found = answer(D, depth, N, K, P, side, classes)
         compare(found, total, "the number of parameters", tolerance=1e-12, given=given, causes=causes)
@@ -318,9 +319,6 @@ def resize_with_middle(answer: Callable) -> None:
             "place 0 is patch 0, not the class token: take out place M // 2": insert_tokens(
                 _interpolated(pos_embed[:, 1:], old, new), pos_embed[:, :1], (M // 2,)
             ),
-            "the vector put back must be the class token's, from the old place M // 2": insert_tokens(
-                right, pos_embed[:, M // 2 : M // 2 + 1], (M // 2,)
-            ),
             "this is bilinear; `official_resize` interpolates bicubically": insert_tokens(
                 _interpolated(patches, old, new, "bilinear"), token, (M // 2,)
             ),
@@ -338,6 +336,10 @@ def resize_with_middle(answer: Callable) -> None:
                 _interpolated(patches, old[::-1], new), token, (M // 2,)
             ),
         }
+        if M // 2 < pos_embed.shape[1]:
+            causes["the vector put back must be the class token's, from the old place M // 2"] = insert_tokens(
+                right, pos_embed[:, M // 2 : M // 2 + 1], (M // 2,)
+            )
         if half <= M:
             causes["it is put back at the old middle; the new one is at M' // 2"] = insert_tokens(right, token, (half,))
         given = f"old = {old}, new = {new}, D = {D}"

@@ -102,10 +102,10 @@ def middles(old, new):
 WRONG = {
     "08.1": [
         (place, "the class token takes a place, too"),
-        (seated(place, lambda number, half: True), "patches before it do not move"),
+        (seated(place, lambda number, half: True), "patches before the class token do not move"),
         (seated(place, lambda number, half: number > half), ">=, not >"),
         (seated(straight), "every second row is read from the right"),
-        (seated(turned_at_even_rows), "even rows are read from the left"),
+        (seated(turned_at_even_rows), "every second row is read from the right"),
         (seated(exchanged), "rows and columns are exchanged"),
         (
             seated(
@@ -165,7 +165,7 @@ WRONG = {
         (lambda *sizes: count(*sizes, rank=lambda D: D // 16), "rounded up, not down"),
         (lambda *sizes: count(*sizes, skip=0), "the skip D"),
         (lambda *sizes: count(*sizes, norms=0), "the norms of the blocks"),
-        (lambda *sizes: count(*sizes, maps=1), "dt, B and C"),
+        (lambda *sizes: count(*sizes, maps=1), "E N numbers: A_log"),
         (lambda *sizes: count(*sizes, colours=1), "3 colours"),
         (lambda *sizes: count(*sizes, cls=0), "two vectors of D numbers"),
         (lambda *sizes: count(*sizes, power=1), "squared"),
