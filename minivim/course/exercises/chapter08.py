@@ -80,28 +80,34 @@ def patches_heard(answer: Callable) -> None:
         (200, 90, "convolution", 3, 4),
         (200, 90, "convolution", 7, 6),
         (200, 13, "convolution", 9, 4),
-        (40, 35, "convolution", 5, 3),
+        (40, 33, "convolution", 5, 3),
     ]
     for M, place, way, layers, K in cases:
-        before, after = place, M - place
-        near = layers * (K - 1)
+        before, after, near = place, M - place, layers * (K - 1)
         expected = {"forward": before, "backward": after, "both": M, "convolution": min(before, near)}[way]
-        causes = {
-            "only patches count, not the class token itself": expected + 1,
-            "this is the other side of the class token": {"forward": after, "backward": before}.get(way, -1),
-            "with both scans, all M patches are heard after one layer": {"both": max(before, after)}.get(way, -1),
-            "`place` patches stand before the class token, wherever it is; it need not be the middle": M // 2,
-            "a scan in one direction never hears the other side, whatever the number of layers": M,
-            "a layer brings a token K - 1 places further, since the token itself is one of the K": min(
-                before, layers * K
-            ),
-            "every layer adds K - 1 places: this is one layer": min(before, K - 1),
-            "the sequence begins somewhere: no more than `place` patches stand before the class token": near,
-            "the convolution is causal: it looks at one side only": min(before, near) + min(after, near),
-            "(K - 1) to the power of layers would need K - 1 new places for each place; a convolution adds": min(
-                before, (K - 1) ** layers
-            ),
-        }
+        causes = {"only patches count, not the class token itself": expected + 1}
+        if way in ("forward", "backward"):
+            causes |= {
+                "this is the other side of the class token": M - expected,
+                "the class token need not stand in the middle: `place` patches stand before it": M // 2,
+                "a scan in one direction never hears the other side, whatever the number of layers": M,
+            }
+        elif way == "both":
+            causes |= {
+                "the two scans together hear both sides": max(before, after),
+                "each scan hears one side: before and after are added, M in all": 2 * M,
+            }
+        else:
+            causes |= {
+                "a layer brings a token K - 1 places further, since the token itself is one of the K": min(
+                    before, layers * K
+                ),
+                "every layer adds K - 1 places; this is one layer": min(before, K - 1),
+                "the sequence begins somewhere: no more than `place` patches stand before the class token": near,
+                "the convolution is causal: it looks at one side only": min(before, near) + min(after, near),
+                "the layers add K - 1 places each, they do not multiply": min(before, (K - 1) ** layers),
+                "a convolution hears what is near, not the whole side": before,
+            }
         given = f'M = {M}, place = {place}, way = "{way}", layers = {layers}, K = {K}'
         compare(answer(M, place, way, layers, K), expected, "the number of patches", given=given, causes=causes)
 
@@ -135,8 +141,8 @@ def _parts(D: int, N: int, K: int, P: int, side: int, classes: int, expand: int 
 def count_parameters(answer: Callable) -> None:
     """The number of parameters of a whole Vim."""
     for D, depth, N, K, P, side, classes in [
-        (32, 5, 6, 3, 4, 20, 7),  # sizes so small that a forgotten vector shows
-        (40, 2, 7, 5, 2, 6, 23),
+        (48, 5, 7, 3, 4, 28, 7),  # sizes so small that a forgotten vector shows
+        (40, 3, 7, 5, 2, 6, 23),
         (192, 24, 16, 4, 16, 224, 1000),
     ]:
         direction, rest, once = _parts(D, N, K, P, side, classes)
@@ -173,7 +179,6 @@ def count_parameters(answer: Callable) -> None:
             "two vectors of D numbers are missing: the class token, and its place in the position embedding": without(
                 "cls", "last"
             ),
-            "the last norm and the class token with its position are missing": without("cls", "last", "patch_bias"),
             "the position embedding is missing": without("pos"),
             "the bias of the head is missing": without("head_bias"),
             "the head is missing": without("head", "head_bias"),

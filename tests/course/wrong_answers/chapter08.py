@@ -127,7 +127,7 @@ WRONG = {
             lambda M, before, way, layers, K: heard(
                 M, before, way, layers, K, scans={"forward": M // 2, "backward": M // 2}
             ),
-            "need not be the middle",
+            "need not stand in the middle",
         ),
         (
             lambda M, before, way, layers, K: heard(M, before, way, layers, K, lambda layers, K: layers * K),
