@@ -292,7 +292,7 @@ check("08.1", place_of_patch)
 
 # %%
 def one_direction(ssm, x, z, reverse=False):
-    """From the convolution to the gate; the weights are in `ssm`: (B, L, E) -> (B, L, E)."""
+    """From the convolution to the gate, with the weights of `ssm`: (B, L, E) -> same."""
     u = causal_conv_silu(x, ssm.conv_weight, ssm.conv_bias, reverse=reverse)
     E, N = ssm.A_log.shape
     dt, B, C = ssm.x_proj(u).split([ssm.dt_proj.in_features, N, N], dim=-1)
@@ -854,9 +854,9 @@ assert whole == lower and upper < 0.4 and 0.01 < gain < 0.12
 
 # %% [markdown]
 # **What to see.** Left: the model that walks forward reads nine digits of ten without ever seeing their lower half.
-# That much is in the upper half, and training finds it. Middle: it is blind below. Its logits do not change by a single bit
-# when another digit's lower half is put there. Right: with another digit's upper half it answers for that digit, so it
-# is right as often as by guessing. Walking both ways, the model is better on whole digits, and torn when the halves
+# That much is in the upper half, and training finds it. Middle: it is blind below. Its logits do not change by a single
+# bit when another digit's lower half is put there. Right: with another digit's upper half it answers for that digit, so
+# it is right as often as by guessing. Walking both ways, the model is better on whole digits, and torn when the halves
 # disagree.
 #
 # So training cannot make good what the architecture hides. But the loss in accuracy can be small enough to be
@@ -1100,8 +1100,8 @@ check("08.5", centred_convolution)
 # What is lost by a centred convolution? Opinions differ, so we measured: a small Vim (D = 32, two blocks) on the
 # digits, cut into patches of one pixel, so 64 tokens in rows of 8. Each variant was trained four times, with other
 # random numbers, for 15 epochs. That takes a quarter of an hour of one quiet thread, so the results are stored; the
-# command `python docs/measurements/08_orders.py 4` makes them again. **Predict first:** which of the six, three orders with
-# and without position embedding, is best, which worst, and by how much?
+# command `python docs/measurements/08_orders.py 4` makes them again. **Predict first:** which of the six, three orders
+# with and without position embedding, is best, which worst, and by how much?
 
 # %%
 repository = Path(minivim.__file__).parents[1]
@@ -1137,8 +1137,8 @@ print("dots:", len(measured["runs"]), " test images:", len(data.test_labels))
 # - **Order.** Rows and snake overlap: four runs do not tell them apart. Columns are worse; why, the runs do not say.
 # - **Convolution.** Centred (width 4, two taps before and one after, mirrored for the way back) or causal: no
 #   difference. Causality is not needed here.
-# - **Directions.** Forward only, with the class token in the middle: 75 %, since half the image is hidden. Forward only,
-#   with the mean of all tokens: 94 %, since nothing is hidden. Both ways, with the mean: 96 %.
+# - **Directions.** Forward only, with the class token in the middle: 75 %, since half the image is hidden. Forward
+#   only, with the mean of all tokens: 94 %, since nothing is hidden. Both ways, with the mean: 96 %.
 #
 # These are small models on small images after 15 epochs, and the gaps may shrink with more training. One test image is
 # 0.3 points. The machine is named in the file: one thread of an Intel Xeon.
