@@ -1,6 +1,5 @@
 """What all operators share: registration with PyTorch, and the short way around its dispatcher."""
 
-import typing
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
@@ -40,19 +39,10 @@ def guard(arguments: Sequence):
     return torch.cuda.device(first.device) if first.is_cuda else nullcontext()
 
 
-def spelled_for_torch(function: Callable) -> None:
-    """Rewrite list[Tensor] among a function's types: torch 2.6 knows the older List[Tensor] alone."""
-    for argument, kind in function.__annotations__.items():
-        if kind == list[Tensor]:
-            function.__annotations__[argument] = typing.List[Tensor]  # noqa: UP006  # the spelling that is meant
-
-
 def operator(name: str, backend: str) -> Callable:
     """Register a function as a PyTorch operator `minivim::name`; `plain` is the function without the dispatcher."""
 
     def register(function: Callable):
-        spelled_for_torch(function)
-
         @wraps(function)
         def plain(*arguments):
             arguments = [in_memory(argument) for argument in arguments]

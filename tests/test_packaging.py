@@ -153,7 +153,7 @@ def test_extra_all_names_every_other_extra():
 
 def test_ranges_are_open_and_python_is_3_11():
     assert PROJECT["requires-python"] == ">=3.11"
-    assert "torch>=2.6" in PROJECT["dependencies"]
+    assert "torch>=2.7" in PROJECT["dependencies"]
     for line in requirements(PROJECT["dependencies"], *EXTRAS.values()):
         assert [s.operator for s in Requirement(line).specifier] == [">="], f"{line}: a range has one floor, no ceiling"
 

@@ -28,7 +28,8 @@ def scan_forward(
     b, chunk, batch = (row // chunks).to(tl.int64), row % chunks, tl.num_programs(1) // chunks
     E = E_units * V  # so that the compiler knows the width of a vector, and keeps all states of a channel in one thread
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
-    inside, some = (d < E) | (not MASK), (n < STATES) | (N == STATES)
+    # x == x: true everywhere; the interpreter of Triton 3.3 cannot make a True that is not compared
+    inside, some = (d < E) if MASK else (d == d), (n < STATES) if N != STATES else (n == n)
     cell = inside[None, :] & some[:, None]
     place = n[:, None] * E + d[None, :]
     a_log2 = tl.load(A + direction * STATES * E + place, mask=cell, other=0.0)
@@ -90,7 +91,7 @@ def scan_states(
     b, chunk, batch = (row // chunks).to(tl.int64), row % chunks, tl.num_programs(1) // chunks
     E = E_units * V
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
-    inside, some = (d < E) | (not MASK), (n < STATES) | (N == STATES)
+    inside, some = (d < E) if MASK else (d == d), (n < STATES) if N != STATES else (n == n)
     cell = inside[None, :] & some[:, None]
     place = n[:, None] * E + d[None, :]
     a_log2 = tl.load(A + direction * STATES * E + place, mask=cell, other=0.0)
@@ -172,7 +173,7 @@ def scan_backward(
     block, row, direction = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b, chunk, batch = (row // chunks).to(tl.int64), row % chunks, tl.num_programs(1) // chunks
     d, n = block * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
-    inside, some = (d < E) | (not MASK), (n < STATES) | (N == STATES)
+    inside, some = (d < E) if MASK else (d == d), (n < STATES) if N != STATES else (n == n)
     cell = inside[:, None] & some[None, :]
     place = n[None, :] * E + d[:, None]
     a_log2 = tl.load(A + direction * STATES * E + place, mask=cell, other=0.0)
