@@ -192,6 +192,7 @@ def path(order, rows, columns):
     return [(row, k) for row in range(rows) for k in (back if turned[row] else there)]
 
 
+# %%
 for order in ("rows", "columns", "snake"):
     config = VimConfig(img_size=64, scan_order=order)  # a grid of 4 x 4 patches
     numbered = torch.tensor([*range(8), -1, *range(8, 16)])  # -1: the class token
@@ -302,6 +303,7 @@ def one_direction(ssm, x, z, reverse=False):
     return y * F.silu(z)
 
 
+# %%
 mixer = vim.blocks[0].mixer
 with torch.no_grad():
     x, z = mixer.in_proj(tokens).chunk(2, dim=-1)
@@ -324,6 +326,7 @@ def influence(layer, tokens, target):
     return torch.autograd.grad(output, tokens, probe)[0][0].norm(dim=-1)
 
 
+# %%
 def one_way(mixer, way):
     """The mixer with one of its directions only: "forward" or "backward"."""
     ssm, reverse = getattr(mixer, f"{way}_ssm"), way == "backward"
@@ -335,6 +338,7 @@ def one_way(mixer, way):
     return run
 
 
+# %%
 reach = influence(one_way(mixer, "forward"), tokens, middle)
 up_to_it, after_it = reach[: middle + 1] > 0, reach[middle + 1 :] > 0
 print("tokens up to the class token that move it:", up_to_it.sum().item(), "of", middle + 1)
@@ -403,6 +407,7 @@ def stack(depth, way):
     return run
 
 
+# %%
 reaches, ways = {}, ("forward", "backward", "both")
 for depth in (1, 4):
     for way in ways:
@@ -433,7 +438,8 @@ print("grey means exactly zero; patches that are grey:", grey[:3], "and", grey[3
 # %% [markdown]
 # **What to see.** Grey is exactly zero. Forward: the class token knows the upper half only. Backward: the lower half
 # only. Both: the whole image, after a single block. Four blocks change nothing about the grey: a chain of walks in one
-# direction is still a walk in one direction. What they change is the brightness.
+# direction is still a walk in one direction. The brightest patches are the three before the class token and the three
+# behind it: the convolutions reach them directly. All others come through the scans.
 #
 # **So, after one block,** the class token in the middle hears
 # - by the forward scan: itself and the 98 patches before it, the upper half;
@@ -441,7 +447,8 @@ print("grey means exactly zero; patches that are grey:", grey[:3], "and", grey[3
 # - by both: all 196 patches. Nothing is missing, and no second block is needed for that.
 #
 # "A class token in the middle sees only half of the image" is right for one direction and wrong for Vim.
-#
+
+# %% [markdown]
 # ### Exercise 08.2 · Who can be heard?
 #
 # **Goal.** Count what reaches the class token. **Difficulty.** derive. **Minutes.** 8. **Core.**
@@ -505,7 +512,8 @@ print("boxes that a direction has for itself:", 3, " boxes that both share:", 3)
 
 # %% [markdown]
 # **What to see.** Blue and red: each direction has its own convolution, its own $\Delta$, B, C, A and D. Purple: shared
-# by both. The gate's values, silu(z), are the same for both.
+# by both. The gate's values, silu(z), are the same for both. Two convolutions alone would not make the mixer look both
+# ways: they reach three tokens. It is the backward *scan* that reaches all.
 
 
 # %%
@@ -637,6 +645,8 @@ with torch.no_grad():
     update, stream = second(update, stream)
     as_in_code = stream + update
 
+# %%
+with torch.no_grad():
     as_in_papers = tokens + first.mixer(first.norm(tokens))
     as_in_papers = as_in_papers + second.mixer(second.norm(as_in_papers))
 print("the same stream:", torch.allclose(as_in_code, as_in_papers, atol=1e-5))
@@ -650,6 +660,9 @@ torch.manual_seed(1)
 block = VimBlock(VimConfig(embed_dim=32))
 own_block = Mixer(D=32)
 own_block.load_state_dict(block.mixer.state_dict())
+
+
+# %%
 incoming, stream = torch.randn(2, 10, 32), torch.randn(2, 10, 32)
 with torch.no_grad():
     theirs_update, theirs_stream = block(incoming, stream)
@@ -749,6 +762,9 @@ torch.set_num_threads(1)  # for models so small, a second thread would mostly wa
 data = load_data("digits")
 train_images = normalise(data.train_images, data.mean, data.std)
 test_images = normalise(data.test_images, data.mean, data.std)
+
+
+# %%
 models, curves = {}, {"forward only": [], "both ways": []}
 for directions, name in enumerate(curves, start=1):
     torch.manual_seed(0)
@@ -818,6 +834,9 @@ mixed = {
     "lower half swapped": torch.cat([test_images[:, :, :4], others[:, :, 4:]], dim=2),
     "upper half swapped": torch.cat([others[:, :, :4], test_images[:, :, 4:]], dim=2),
 }
+
+
+# %%
 moved = {}
 for name, model in models.items():
     with torch.no_grad():
@@ -880,6 +899,7 @@ def exchanged(mixer):
     return swapped
 
 
+# %%
 with torch.no_grad():
     flipped, straight = exchanged(own)(tokens.flip(1)), own(tokens)
 print("flip in, flip out:", torch.allclose(flipped.flip(1), straight, atol=1e-5))
@@ -921,6 +941,9 @@ apart = minivim.create_model("vim_nano_patch2_8", **sizes)
 tied = copy.deepcopy(apart)
 for block in tied.blocks:
     block.mixer.backward_ssm.load_state_dict(block.mixer.forward_ssm.state_dict())
+
+
+# %%
 six = test_images[data.test_labels == 6][:1]
 with torch.no_grad():
     for name, model in {"same weights": tied, "own weights": apart}.items():
@@ -957,6 +980,7 @@ def wrong_axis(tokens):
     return own.out_proj((own.forward_ssm(x, z) + backward) / 2)
 
 
+# %%
 for name, layer in {"right axis": own, "wrong axis": wrong_axis}.items():
     reach = influence(layer, tokens, middle)
     heard = [(reach[place] > 0).item() for place in (0, -1)]
@@ -1024,6 +1048,9 @@ check("08.4", two_walks)
 # %%
 probe = torch.zeros(1, 9, 1)
 probe[0, 4] = 1  # one token speaks
+
+
+# %%
 ones, zero = torch.ones(1, 4), torch.zeros(1)
 heard = {}
 for reverse in (False, True):
@@ -1106,6 +1133,9 @@ check("08.5", centred_convolution)
 # %%
 repository = Path(minivim.__file__).parents[1]
 measured = json.loads((repository / "docs" / "measurements" / "08_orders.json").read_text())
+
+
+# %%
 final = {}
 for run in measured["runs"]:
     final.setdefault(run["name"], []).append(run["accuracy"][-1])
@@ -1236,6 +1266,7 @@ def step_sizes(init):
     return [F.softplus(torch.cat(biases)).detach() for biases in (forward, backward)]
 
 
+# %%
 sizes = {"paper": step_sizes("paper"), "official": step_sizes("official")}
 half_life = 0.6931 / sizes["official"][1].median().item()
 print("half-life, backward, official code:", round(half_life), "token")
@@ -1314,6 +1345,9 @@ print(
     returned.keys() == weights.keys(),
 )
 assert all(torch.equal(returned[name], weights[name]) for name in weights)
+
+
+# %%
 front = minivim.load_official(weights, cls_token="head").eval()
 with torch.no_grad():
     difference = (front(official["image"]) - official["logits"]).abs().max().item()
@@ -1328,10 +1362,10 @@ assert difference > 1e-3
 # A Vim takes any number of tokens, but its position embedding has one vector for each place. For another image size,
 # the vectors of the patches are interpolated on their 14 x 14 grid. The class token's vector is no point of this grid.
 #
-# The official fine-tuning script comes from DeiT, where the class token stands at the front. It keeps the vector at
-# place 0, and interpolates the 196 others as a grid. But with a token in the middle, place 0 is patch 0, and the class
-# token's vector is one of the 196. What does the model get? We run the whole way: the script's resizing, and then the
-# reading of the result by a model that has its class token in the middle.
+# The official fine-tuning script (hustvl/Vim, vim/main.py) resizes as DeiT does, where the class token stands at the
+# front. It keeps the vector at place 0, and interpolates the 196 others as a grid. But with a token in the middle,
+# place 0 is patch 0, and the class token's vector is one of the 196. What does the model get? We run the whole way: the
+# script's resizing, and then the reading of the result by a model that has its class token in the middle.
 
 
 # %%
@@ -1343,6 +1377,7 @@ def official_resize(pos_embed, side):
     return torch.cat([kept, rearrange(grid, "b d r c -> b (r c) d")], dim=1)
 
 
+# %%
 def received(pos_embed, side):
     """What a model with a middle class token reads: grid of the patches, class token."""
     half = side * side // 2
@@ -1357,6 +1392,9 @@ def received(pos_embed, side):
 # %%
 columns = torch.arange(14.0).repeat(14)
 places = torch.cat([columns[:98], torch.tensor([50.0]), columns[98:]]).view(1, 197, 1)
+
+
+# %%
 ramp = minivim.create_model("vim_tiny_patch16_224", embed_dim=1, depth=1)
 with torch.no_grad():
     ramp.pos_embed.copy_(places)
@@ -1385,13 +1423,15 @@ print(f"the worst patch {error.abs().max():.0f}")
 print("last eight rows less than 0.001 off:", (error[12:].abs().max() < 1e-3).item())
 
 # %% [markdown]
-# **What to see.** Left: the same ramp in each row, now 20 columns wide. Middle and right: the lower part is right. The
-# script shifts those patches by one place when it cuts, the model shifts them back when it reads. In the upper half one
-# shift is in the old grid, one to the right (1 column), and the other in the new grid, one to the left (14/20 = 0.7 of
-# an old column). What is left is an error of 0.3 columns. At both edges, where the end of a row runs into the next, it
-# is whole columns. And near the middle the class token's vector, 50, leaks into the patches around it; one patch is 26
-# columns off. The class token itself receives 52.3, by luck almost its own vector: place 200 of the new sequence is the
-# right end of row 9, and the vector was stored at the right end of row 6, the same point of the picture.
+# **What to see.** Left: the same ramp in each row, now 20 columns wide. Middle and right: what the script gives.
+# - **Lower part: right.** Behind the class token every patch stands one place later in the sequence, so cutting one
+#   place off at the front sets it right.
+# - **Upper part: 0.3 columns off.** The cut moves each patch one column in the old grid; reading moves it back by one
+#   column of the new grid, which is 14/20 = 0.7 of an old one. 0.3 is left.
+# - **Edges:** whole columns off, because the end of a row runs into the next row.
+# - **Around the middle:** the class token's 50 leaks into patches near it; one is 26 columns off.
+# - **The class token** receives 52.3, almost its own vector, by luck: place 200 of the new sequence is the right end of
+#   row 9, and the vector was taken for the right end of row 6, about the same point of the picture.
 #
 # So a model resized this way is not ruined, only confused in its upper half; some fine-tuning may well hide it.
 #
@@ -1400,6 +1440,9 @@ print("last eight rows less than 0.001 off:", (error[12:].abs().max() < 1e-3).it
 
 # %%
 assert torch.equal(official_resize(places, 14), places)
+
+
+# %%
 same = minivim.create_model("vim_tiny_patch16_224", embed_dim=16, depth=1)
 before = same.pos_embed.detach().clone()
 same.resize_to(224, 224)
