@@ -403,10 +403,10 @@ check("00.1", one_step)
 # | 02 | [From continuous to discrete](02_discretization.ipynb) | Euler, bilinear, zero-order hold | |
 # | 03 | [Recurrence is convolution](03_recurrence_is_convolution.ipynb) | one model, run in two ways | |
 # | 04 | [Long memory: HiPPO, S4, DSS, S4D](04_long_memory.ipynb) | a state that remembers a whole signal | |
-# | 05 | [Selection: Mamba](05_selection.ipynb) | the selective scan and its block | @05@ |
-# | 06 | [Scans](06_scans.ipynb) | parallel scans, and the backward pass by hand | @06@ |
-# | 07 | [Kernels](07_kernels.ipynb) | the scan, fast, on CPU and GPU | @07@ |
-# | 08 | [Vision Mamba](08_vision_mamba.ipynb) | the whole Vim, equal to the official one | @08@ |
+# | 05 | [Selection: Mamba](05_selection.ipynb) | the selective scan and its block | 76, 105 |
+# | 06 | [Scans](06_scans.ipynb) | parallel scans, and the backward pass by hand | 81, 99 |
+# | 07 | [Kernels](07_kernels.ipynb) | the scan, fast, on CPU and GPU | 75, 90 |
+# | 08 | [Vision Mamba](08_vision_mamba.ipynb) | the whole Vim, equal to the official one | 86, 97 |
 # | 09 | Training | ablations, NaNs and their cure, CIFAR-10 | to come |
 # | 10 | Vim against DeiT | speed and memory on your machine | to come |
 # | 11 | Looking inside | what the model attends to | to come |
