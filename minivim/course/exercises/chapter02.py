@@ -149,7 +149,13 @@ def bilinear(answer: Callable) -> None:
 @exercise("02.5", "The largest step")
 def largest_euler_step(answer: Callable) -> None:
     """The smallest of -2 Re(a) / |a|^2, and 0 if one real part is not negative."""
-    cases = [[-1.3], [-0.5 + 2j, -0.5 - 2j], [-0.7, -16], [-0.1 + 1j, -0.1 - 1j, -3], [-3, -1 + 4j, -1 - 4j]]
+    cases = [
+        [-1.3],
+        [-0.5 + 2j, -0.5 - 2j],
+        [-0.7, -16],
+        [-0.1 + 1j, -0.1 - 1j, -3 + 0.5j, -0.5],
+        [-3, -1 + 4j, -1 - 4j],
+    ]
     for values in [*cases, [-2 + 0.5j], [-1, 0.2 + 0.3j], [1j, -1j], [-1.3, 0]]:
         a = torch.tensor(values, dtype=torch.complex128)
         limits = -2 * a.real / a.abs() ** 2

@@ -249,9 +249,8 @@ def difference_of_values(
     if bool((found.isnan() & ~exact.isnan()).any()):
         return f"{what}: yours is NaN (not a number){place}"
     error = torch.where((found == exact) | (found.isnan() & exact.isnan()), 0.0, (found - exact).abs())
-    size = exact.abs().nan_to_num(posinf=0.0)
+    size = exact.abs().nan_to_num(posinf=0.0)  # infinity allows infinity only
     allowed = (tolerance * size.clamp(min=1)).clamp(min=rounding * size.max() if size.numel() else 0.0)
-    allowed = torch.where(exact.isinf(), 0.0, allowed)  # infinity allows infinity only
     bad = ~(error <= allowed)  # not `>`, so that NaN counts as bad
     if not bool(bad.any()):
         return None
