@@ -80,11 +80,15 @@ def selective_copying(batch, places=32, count=4, kinds=8, generator=None):
 
 # %%
 tokens, answers = selective_copying(3, generator=torch.Generator().manual_seed(0))
-fig, axis = plt.subplots(figsize=(9, 1.9))
+print("answers to the first:", answers[0].tolist(), " tokens in it:", tokens.shape[1])
+assert tokens.shape == (3, 36) and (tokens[:, :32] < 8).sum() == 3 * 4
+
+# %%
 looks = [("white", COLOURS["blue"])] * 8 + [
     ("black", "white"),
     ("black", COLOURS["orange"]),
 ]
+fig, axis = plt.subplots(figsize=(9, 1.9))
 for row, place in torch.cartesian_prod(torch.arange(3), torch.arange(36)).tolist():
     text, (ink, paper) = "01234567·?"[tokens[row, place]], looks[tokens[row, place]]
     frame = {"boxstyle": "square,pad=0.25", "facecolor": paper, "edgecolor": "none"}
@@ -92,12 +96,8 @@ for row, place in torch.cartesian_prod(torch.arange(3), torch.arange(36)).tolist
 axis.set(xlim=(-1, 36), ylim=(2.6, -0.6), xlabel="place in the sequence", ylabel="sequence")
 axis.set(yticks=range(3), title="Data (blue), noise (dots), questions (orange)")
 axis.grid(visible=False)
-show(
-    fig,
-    "Three sequences: four blue data tokens at random places, then four questions",
-)
-print("answers to the first:", answers[0].tolist(), " tokens in it:", tokens.shape[1])
-assert tokens.shape == (3, 36) and (tokens[:, :32] < 8).sum() == 3 * 4
+show(fig, "Three sequences: four blue data tokens at random places, then four questions")
+print("data tokens drawn:", (tokens < 8).sum().item())
 
 # %% [markdown]
 # **What to see.** The blue numbers stand at other places in each row. The right answers are the blue numbers from left
@@ -226,6 +226,10 @@ def smooth(shares, width=25):
     return torch.tensor(shares).unfold(0, width, width).mean(1)
 
 
+assert close(smooth([0.0, 1.0, 0.5, 0.5], width=2), torch.tensor([0.5, 0.5]))
+
+
+# %%
 def draw_race(axis, curves):
     """The share of right answers over the steps of training; curves: name -> shares."""
     for name, shares in curves.items():
@@ -264,19 +268,17 @@ plt.close(fig)
 # %%
 test = selective_copying(1000, generator=torch.Generator().manual_seed(2))  # new sequences
 right = {name: share_right(model, *test) for name, model in models.items()}
+print("Mamba, at least 99 %:", right["Mamba"] >= 0.99)
+print("S4D, at least 15 points below:", right["S4D"] <= right["Mamba"] - 0.15)
+assert right["Mamba"] >= 0.99 and right["S4D"] <= right["Mamba"] - 0.15
+
+# %%
 fig, axis = plt.subplots()
 draw_race(axis, {f"{name}, test {100 * right[name]:.1f} %": curves[name] for name in right})
+axis.set(xlabel="steps of training", ylabel="right answers (%)")
 axis.set_title("Selective copying: 32 places, 4 data tokens of 8 kinds")
-show(
-    fig,
-    "Right answers over the steps of training: Mamba rises to 100 %, S4D stays well below",
-)
-print(
-    f"Mamba at least 99 %: {right['Mamba'] >= 0.99}; S4D at least 15 points below:",
-    right["Mamba"] - right["S4D"] >= 0.15,
-)
-print(f"beside them: most frequent number {lazy:.0%}, blind guess {1 / 8:.1%}")
-assert right["Mamba"] >= 0.99 and right["S4D"] <= right["Mamba"] - 0.15
+show(fig, "Right answers by step of training: Mamba rises to 100 %, S4D stays well below")
+print(f"the grey lines: most frequent number {lazy:.0%}, blind guess {1 / 8:.1%}")
 
 # %% [markdown]
 # **What to see.** Mamba needs a hundred steps to see the point, and in the end it answers everything. S4D is the faster
@@ -299,27 +301,22 @@ assert right["Mamba"] >= 0.99 and right["S4D"] <= right["Mamba"] - 0.15
 # first question.
 
 # %%
-tokens, answers = selective_copying(20_000, generator=torch.Generator().manual_seed(0))
+tokens, _ = selective_copying(20_000, generator=torch.Generator().manual_seed(0))
 places = (tokens < 8).nonzero()[:, 1].view(-1, 4)  # where the four data tokens stand
 ages = 32 - places[:, 1]  # of the second one, at the first question
 ticks = torch.full_like(ages, 4 - 1)  # the same on a clock that only data move
+print("different ages:", ages.unique().numel(), " different ticks:", ticks.unique().numel())
+assert ages.unique().numel() > 25 and ticks.unique().numel() == 1
+
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
 clocks = {"every token ticks": ages, "only data tick": ticks}
 for axis, (name, values) in zip(axes, clocks.items(), strict=True):
-    axis.bar(range(1, 33), 100 * torch.bincount(values, minlength=33)[1:33] / len(values))
+    axis.bar(range(1, 33), 100 * torch.bincount(values, minlength=33)[1:] / len(values))
     axis.set(xlabel="age of the second data token", title=f"Clock: {name}", ylim=(0, 105))
 axes[0].set_ylabel("sequences (%)")
-show(
-    fig,
-    "Ages of the second data token: widely spread on one clock, always 3 on the other",
-)
-print(
-    "different ages on the first clock:",
-    ages.unique().numel(),
-    " on the second:",
-    ticks.unique().numel(),
-)
-assert ages.unique().numel() > 25 and ticks.unique().numel() == 1
+show(fig, "Ages of the second data token: spread wide on one clock, always 3 on the other")
+print(f"the most frequent age: {ages.bincount().max().item() / len(ages):.1%} of all")
 
 # %% [markdown]
 # **What to see.** Left: the age is spread over thirty values, none of them frequent. Right: a single bar. With that
@@ -391,6 +388,7 @@ def gated(u, delta, h=0.0):
     return torch.stack(states)
 
 
+# %%
 token, sizes = torch.tensor([4.0]), torch.tensor([[0], [math.log(2)], [7]])
 by_hand = [gated(token, delta, h=8.0).item() for delta in sizes]
 print("skip, mix, reset:", [f"{value:.3g}" for value in by_hand])
@@ -408,8 +406,10 @@ by_delta = {
     "0.7 for all tokens": torch.full((12,), 0.7),
 }
 held = {name: gated(stream, delta) for name, delta in by_delta.items()}
+assert close(held["chosen by the token"][-1], stream[10], 0.02)
 
 
+# %%
 def draw_stream(figure, read):
     above, below = figure.subplots(2, 1, sharex=True)
     for colour, which in (("grey", ~marked), ("orange", marked)):
@@ -423,8 +423,8 @@ def draw_stream(figure, read):
     below.legend(fontsize=7, loc="lower left", ncols=2)
 
 
+# %%
 print("last states:", [f"{states[-1]:.1f}" for states in held.values()], " last marked: 3")
-assert close(held["chosen by the token"][-1], stream[10], 0.02)
 words = "A state with chosen steps holds the last marked token; with a fixed step it wavers"
 flipbook(draw_stream, range(1, 13), words)
 
@@ -503,6 +503,10 @@ def half_life(delta, A):
 check("05.2", half_life)
 
 # %%
+longest, shortest = math.log(2) / 0.001, math.log(2) / (0.1 * 16)  # A = -1 and A = -16
+assert round(longest) == 693 and shortest < 0.5
+
+# %%
 deltas = torch.logspace(-3, 1, 100)
 fig, axis = plt.subplots(figsize=(6.4, 3))
 for A_n, colour in ((1, "blue"), (4, "green"), (16, "red")):
@@ -520,9 +524,7 @@ show(
     fig,
     "Half-life against delta: three falling lines; a band from 0.001 to 0.1 is the start",
 )
-longest, shortest = math.log(2) / 0.001, math.log(2) / (0.1 * 16)
 print(f"at the start, from {shortest:.2g} to {longest:.3g} tokens")
-assert round(longest) == 693 and shortest < 0.5
 
 # %% [markdown]
 # **What to see.** Straight lines: ten times the step, a tenth of the memory. At the start of training (orange band) a
@@ -933,8 +935,7 @@ x, z = F.linear(tokens_in, block.in_proj.weight).chunk(2, dim=-1)  # two times (
 padded = F.pad(x.mT, (3, 0))  # three zeros before the first token: nobody sees the future
 convolved = F.conv1d(padded, ssm.conv_weight[:, None], ssm.conv_bias, groups=64)
 u = F.silu(convolved.mT)  # (B, L, E)
-assert x.shape == z.shape == u.shape == (2, 10, 64)
-assert close(u, ssm.conv(x))
+assert u.shape == z.shape == (2, 10, 64) and close(u, ssm.conv(x))
 
 # %%
 dt, B, C = F.linear(u, ssm.x_proj.weight).split([2, 16, 16], dim=-1)  # R, N, N
@@ -942,12 +943,7 @@ delta = F.softplus(F.linear(dt, ssm.dt_proj.weight, ssm.dt_proj.bias))  # (B, L,
 A = -torch.exp(ssm.A_log)  # (E, N)
 y = selective_scan(u, delta, A, B, C) + ssm.D * u
 out = F.linear(y * F.silu(z), block.out_proj.weight)  # (B, L, D)
-print(
-    "nine lines equal minivim.MambaBlock:",
-    close(out, block(tokens_in), 1e-4),
-    " shape:",
-    tuple(out.shape),
-)
+print("nine lines equal minivim.MambaBlock:", close(out, block(tokens_in), 1e-4))
 assert close(out, block(tokens_in), 1e-4)
 
 # %% [markdown]
@@ -1052,6 +1048,7 @@ def inside(reader, tokens, index):
     return u, F.softplus(delta + bias), A, B, C
 
 
+# %%
 def weights(delta, A, B, C):
     """M (L, L) of a channel, by a scan of unit vectors: delta (L,), A (N,), B, C (L, N)."""
     L = len(delta)
@@ -1173,6 +1170,11 @@ check("05.8", token_matrix)
 # Channels differ a lot in size, so each is drawn relative to its own mean.
 
 # %%
+shut = (slow < fast / 4).sum().item()
+print("at least 20 of 64 clocks are 4 times as slow far from data:", shut >= 20)
+assert shut >= 20
+
+# %%
 fig, axis = plt.subplots(figsize=(8.6, 3.4))
 relative = (delta / delta.mean(0)).log2().clamp(-3, 3)  # (36, 64)
 by_change = delta.log().std(0).argsort(descending=True)
@@ -1186,12 +1188,7 @@ show(
     fig,
     "Step sizes of 64 channels over 36 tokens: small in noise, large after data tokens",
 )
-shut = (slow < fast / 4).sum().item()
-print(
-    "at least 20 of 64 channels run at less than a quarter of their speed far from data:",
-    shut >= 20,
-)
-assert shut >= 20
+print("tokens:", relative.shape[0], " channels:", relative.shape[1])
 
 # %% [markdown]
 # **What to see.** In long stretches of noise most channels are purple: the clock stands nearly still, nothing is
@@ -1258,6 +1255,10 @@ for letter in ("delta", "B", "C"):
     copy.load_state_dict(models["Mamba"].state_dict())
     copy.blocks[1].ssm.__class__, copy.blocks[1].ssm.frozen = Frozen, letter
     left[letter] = share_right(copy, *test)
+lost = {letter: right["Mamba"] - share for letter, share in left.items()}
+assert lost["delta"] > 0.2 and lost["C"] > 0.2
+
+# %%
 fig, axis = plt.subplots(figsize=(6.4, 2.4))
 axis.barh(range(4), [100 * share for share in (right["Mamba"], *left.values())])
 axis.axvline(100 * lazy, color="black", linestyle="--", label="most frequent number")
@@ -1273,10 +1274,9 @@ show(
     "Right answers with nothing, delta, B or C taken away: delta and C are needed",
 )
 print(
-    "at least 20 points lost:",
-    {letter: right["Mamba"] - share > 0.2 for letter, share in left.items()},
+    "lost without delta or without C: at least 20 points,",
+    min(lost["delta"], lost["C"]) > 0.2,
 )
-assert right["Mamba"] - left["delta"] > 0.2 and right["Mamba"] - left["C"] > 0.2
 
 # %% [markdown]
 # **What to see.** Without a chosen $\Delta$, half of the answers are gone. Without $C$ it is no better than the lazy
@@ -1314,6 +1314,7 @@ def one_by_one(written, delta, A, C):
     return (h.view(written.shape) * C[:, :, None]).sum(-1)
 
 
+# %%
 class PaperSSM(SelectiveSSM):
     """Mamba's selective part with the paper's rule for B, Eq. 4."""
 
@@ -1333,6 +1334,7 @@ def paper_block(D):
     return block
 
 
+# %%
 swapped = Reader(paper_block, 32)
 swapped.load_state_dict(models["Mamba"].state_dict())  # the same weights, another rule
 with torch.no_grad():
@@ -1353,6 +1355,9 @@ assert change > 0.1
 
 # %%
 stored = json.loads(Path("../docs/measurements/05_selection.json").read_text())
+print("measured:", {task: len(runs) for task, runs in stored["data"].items()}, "runs")
+
+# %%
 fig, axis = plt.subplots(figsize=(6.4, 2.8))
 for name, colour in (("Mamba", "blue"), ("Mamba, paper's rule", "orange")):
     run = stored["data"]["copying 32"][name]
@@ -1536,7 +1541,7 @@ def copying_64(batch, generator=None):
 # The cell below trains any of them. As it stands it trains none: all together take about twelve minutes of one quiet
 # core. To repeat a run, put its pair into the list.
 
-# %% tags=["nbval-ignore-output"]
+# %%
 MODELS = {
     "Mamba": MambaBlock,
     "S4D": S4DBlock,
@@ -1549,9 +1554,9 @@ TASKS = {
     "copying 64": (copying_64, 16, 1500),
     "induction": (induction, 16, 1000),
 }
-MEASURE = []  # such as [("induction", "Mamba"), ("copying 64", "S4D")]
 
 
+# %%
 def measure(task, name):
     """One training: right answers over the steps, and on 1,000 new sequences."""
     make_task, kinds, steps = TASKS[task]
@@ -1568,6 +1573,8 @@ def measure(task, name):
     return run
 
 
+# %% tags=["nbval-ignore-output"]
+MEASURE = []  # such as [("induction", "Mamba"), ("copying 64", "S4D")]
 for task, name in MEASURE:
     print(task, name, measure(task, name))
 
