@@ -52,6 +52,7 @@ def choose_delta(answer: Callable) -> None:
             "a step of 1 resets only 63 %; for a thousandth it takes 7": share(half, 0.0, 1.0),
             "skip and reset are swapped: a small step leaves the state alone": share(half, 20.0, 0.0),
             "this is the logarithm to the base 10; the natural one is meant": share(math.log10(2), 0.0, 20.0),
+            "0.69 is log 2 in two digits; take all of them: math.log(2)": share(0.69, 0.0, 20.0),
             "mix and skip are swapped: skip leaves the state alone": share(0.0, half, 20.0),
             "mix and reset are swapped": share(20.0, 0.0, half),
             "mix is one half of each; only skip leaves the state as it is": share(0.0, 0.0, 20.0),
@@ -59,7 +60,10 @@ def choose_delta(answer: Callable) -> None:
         }
         expected = torch.tensor([shares[each] for each in tokens], dtype=torch.float64)
         what = "the share 1 - exp(-delta) of each token"
-        compare(1 - torch.exp(-delta), expected, what, tolerance=1.01e-3, given=f"tokens = {tokens}", causes=causes)
+        given = f"tokens = {tokens}"
+        compare(1 - torch.exp(-delta), expected, what, tolerance=1.01e-3, given=given, causes=causes)
+        kept = 1 - torch.exp(-delta[torch.tensor([each == "skip" for each in tokens])])
+        demand((kept < 1e-5).all(), "skip: your step still lets a little of the token in; it must count for nothing")
 
 
 @exercise("05.2", "Half-life")
@@ -91,6 +95,7 @@ def raw_number(answer: Callable) -> None:
             "this is the share for the raw number g; the way back is asked for": 1 / (1 + math.exp(-g)),
             "this is the x for the step size g; from the share to the step it is -log(1 - g)": math.log(math.expm1(g)),
             "the sign is the other way round: more share, larger x": -raw,
+            "the logarithm is the natural one": math.log10(g / (1 - g)),
             "this is log g; divide by 1 - g": math.log(g),
             "this is the odds g / (1 - g); take the logarithm": g / (1 - g),
             "this is log delta; softplus is undone by log(exp(delta) - 1)": math.log(delta),
@@ -107,9 +112,9 @@ def selective_parameters(answer: Callable) -> None:
     for E, N, R in [(64, 16, 5), (384, 16, 12), (10, 3, 4)]:
         count = E * (R + 2 * N) + R * E + E + E * N + E
         causes = {
-            "the bias of W_dt is missing: E numbers": count - E,
+            "E numbers are missing: the bias of W_dt, or D": count - E,
             "the bias of W_dt and D are missing: E numbers each": count - 2 * E,
-            "A_log is missing: E N numbers": count - E * N,
+            "E N numbers are missing: A_log, or one N of R + 2 N, since W_x has rows for B and for C": count - E * N,
             "W_x is missing": count - E * (R + 2 * N),
             "W_x has no bias": count + R + 2 * N,
             "W_x has rows for B and C, too: R + 2 N": count - 2 * E * N,
@@ -202,6 +207,7 @@ def scan(answer: Callable) -> None:
             "the state is read before the token is written; read h[t], not h[t - 1]": _loop(
                 *given, lambda h, A_bar, d, B, u: (A_bar * h + d * B * u, h)
             ),
+            "this is the mean over the N states; the sum is asked for": expected / N,
             "B and C are swapped: write with B, read with C": selective_scan(u, delta, A, C, B, backend="reference"),
             "the scan runs backwards": selective_scan(*given, reverse=True, backend="reference"),
         }
@@ -233,6 +239,10 @@ def conv_step(answer: Callable) -> None:
             "the window has not moved on: leave out the oldest input, add the newest": (y, window),
             "the next window holds K inputs; the oldest is no longer needed": (y, inputs),
             "in the next window the newest input must be last": (y, following.flip(1)),
+            "the oldest input stands first: it leaves at the front, and the newest enters at the end": (
+                y,
+                torch.cat((x[:, None], window[:, :-1]), dim=1),
+            ),
             "the new input itself is missing from the convolution": (
                 F.silu((window * weight.T[:-1]).sum(1) + bias),
                 following,
@@ -299,6 +309,7 @@ def all_decays(answer: Callable) -> None:
             "the ratio is upside down: A[:, n] / A[:, 0]": first[..., None] ** (1 / ratio),
             "this is first ** (n + 1); it is right only while A is -1, -2, ...": first[..., None] ** counted,
             "this is first ** A; divide A by A[:, 0]": first[..., None] ** A,
+            "this is first ** (-A); it is right only while A[:, 0] is -1": first[..., None] ** -A,
             "first is already exp(delta A[:, 0]), not delta": torch.exp(first[..., None] * A),
             "first is already exp(delta A[:, 0]); this takes it for delta A[:, 0]": torch.exp(first[..., None] * ratio),
             "this is delta A; the exponential is missing": delta[..., None] * A,

@@ -73,6 +73,10 @@ def fading_sum(answer: Callable) -> None:
             "the left value fades once only; it passes all steps of the right part": (g * value_1 + value_2, both),
             "the left value passes the steps of the right part, not its own": (g**count_1 * value_1 + value_2, both),
             "the right value fades; it is the left one that must": (value_1 + g**count_2 * value_2, both),
+            "the right value fades by the left part's steps; it is the left one that must fade": (
+                value_1 + g**count_1 * value_2,
+                both,
+            ),
             "the left value does not pass its own steps again": (g**both * value_1 + value_2, both),
             "g is raised to the power of the count, not multiplied by it": (g * count_2 * value_1 + value_2, both),
             "the left value passes one step more of the right part": (
@@ -93,7 +97,7 @@ def fading_sum(answer: Callable) -> None:
 @exercise("06.3", "Count for any length")
 def hillis_steele_cost(answer: Callable) -> None:
     """(work, depth) of Hillis and Steele's scan."""
-    for L in (8, 13, 100, 2, 1, 1000, 1025):
+    for L in (13, 8, 100, 2, 1, 1000, 1025):  # at 8, Blelloch's work is also that of one less in each round
         distances = [2**k for k in range((L - 1).bit_length())]
         depth, floor = len(distances), max(L.bit_length() - 1, 0)
         work = sum(L - distance for distance in distances)
@@ -111,6 +115,12 @@ def hillis_steele_cost(answer: Callable) -> None:
                 floor + 1,
             ),
             "L log2 L - L + 1 holds for powers of 2 only; count the rounds": (L * depth - L + 1, depth),
+            "L log2 L - L + 1 holds for powers of 2 only; no logarithm is rounded down": (
+                int(L * math.log2(L) - L + 1),
+                floor,
+            ),
+            "the round with distance d joins L - d positions: one less here": (work - depth, depth),
+            "the round with distance d joins L - d positions: one more here": (work + depth, depth),
             "the work is right, the depth is ceil(log2 L)": (work, floor),
             "the two numbers are exchanged: (work, depth)": (depth, work),
             "each distance d joins L - d positions, not d": (sum(distances), depth),
@@ -148,6 +158,10 @@ def ticks(answer: Callable) -> None:
             "the first d positions of a round have nothing to join": (loop, len(distances) * rounded(S * L)),
             "the S sequences are missing in the tree": (loop, sum(rounded(L - d) for d in distances)),
             "all combines of a round share the lanes: round up n S / lanes, not S / lanes": (loop, work * rounded(S)),
+            "the sequences share the lanes: round up n S / lanes, not n / lanes": (
+                loop,
+                S * sum(rounded(L - d) for d in distances),
+            ),
             "a round takes more than one tick where there are not enough lanes": (loop, len(distances)),
             "this is the work; the lanes share it": ((L - 1) * S, S * work),
         }
@@ -155,13 +169,13 @@ def ticks(answer: Callable) -> None:
         compare(answer(L, S, lanes), (loop, tree), "(sequential, tree)", given=given, causes=causes)
 
 
-def _products(a: Tensor, b: Tensor, K: int, carry: Callable) -> Tensor:
-    """Chunks by products; `carry(P, running sum, state before)` gives the states of one."""
+def _products(a: Tensor, b: Tensor, K: int, carry: Callable, hand_on: Callable | None = None, axis: int = 0) -> Tensor:
+    """Chunks by products; `carry(P, running sum, state before)` gives the states, `hand_on(P, states)` what is left."""
     h, parts = torch.zeros_like(b[:1]), []
     for a_part, b_part in zip(a.split(K), b.split(K), strict=True):
-        P = torch.cumprod(a_part, 0)
+        P = torch.cumprod(a_part, axis)
         parts.append(carry(P, torch.cumsum(b_part / P, 0), h))
-        h = parts[-1][-1:]
+        h = hand_on(P, parts[-1]) if hand_on else parts[-1][-1:]
     return torch.cat(parts)
 
 
@@ -171,21 +185,32 @@ def products_in_chunks(answer: Callable) -> None:
     for L, S, K in [(6, 1, 3), (12, 2, 4), (20, 3, 5), (5, 2, 5)]:
         a, b = _random(L, S, seed=L)
         alone = _products(a, b, K, lambda P, total, h: P * total)
+        products = torch.cumprod(a.unflatten(0, (-1, K)), 1).flatten(0, 1)
+
+        def by(b: Tensor = b, a: Tensor = a, K: int = K, **options: object) -> Tensor:
+            return _products(a, b, K, lambda P, total, h: P * (total + h), **options)
+
         causes = {
             "every chunk begins at 0; the state before it is missing": alone,
             "the state before the chunk fades, too: it stands inside the bracket": _products(
                 a, b, K, lambda P, total, h: P * total + h
             ),
             "what a chunk hands on must contain what it was handed itself": torch.cat(
-                [alone[:K], (alone + torch.cumprod(a.unflatten(0, (-1, K)), 1).flatten(0, 1) * _late(alone, K))[K:]]
+                [alone[:K], (alone + products * _late(alone, K))[K:]]
             ),
             "the state before the chunk fades with P[t], not with the chunk's whole product": _products(
                 a, b, K, lambda P, total, h: P * total + P[-1:] * h
             ),
             "the multiplication by P is missing": _products(a, b, K, lambda P, total, h: h + total),
-            "b must be divided by P before it is summed": torch.cat(
-                [torch.cumprod(p, 0) * torch.cumsum(q, 0) for p, q in zip(a.split(K), b.split(K), strict=True)]
+            "b must be divided by P before it is summed": by(b * products),
+            "b must be divided by P before it is summed, and the state before the chunk is missing": _products(
+                a, b * products, K, lambda P, total, h: P * total
             ),
+            "a chunk hands on its last row as it is: P is in it already": by(
+                hand_on=lambda P, states: P[-1:] * states[-1:]
+            ),
+            "a chunk hands on its last row, not its first": by(hand_on=lambda P, states: states[:1]),
+            "P is a product over the steps, axis 0, not over the sequences": by(axis=-1),
             "this is the last state of each chunk; all states are asked for": _walk(a, b)[K - 1 :: K],
             "these are the states before each step: one step late": _shifted(_walk(a, b)),
         }
@@ -216,9 +241,10 @@ def _demand_gradcheck(answer: Callable, a: Tensor, b: Tensor, h: Tensor | None =
 
         @staticmethod
         def backward(ctx, dh):
-            a, b, states = ctx.saved_tensors
-            found = answer(a, states, dh) if K is None else answer(a, b, _shifted(states, h)[::K], dh)
-            return tuple(gradient.to(a.dtype) for gradient in found)
+            a, b, states = (saved.detach() for saved in ctx.saved_tensors)
+            with torch.enable_grad():  # an answer may use autograd, here as elsewhere
+                found = answer(a, states, dh) if K is None else answer(a, b, _shifted(states, h)[::K], dh)
+            return tuple(gradient.detach().to(a.dtype) for gradient in found)
 
     given = [x.clone().requires_grad_() for x in (a, b)]
     passes = torch.autograd.gradcheck(Scan.apply, given, raise_exception=False, fast_mode=True)
@@ -232,12 +258,14 @@ def scan_backward(answer: Callable) -> None:
         a, b = _random(L, S, seed=L)
         dh, h = _random(L, S, seed=L + 50)[1], _walk(a, b)
         g, unshifted = _adjoint(_earlier(a), dh), _adjoint(a, dh)
+        near = dh + _earlier(a * dh)
         expected = g * _shifted(h), g
         causes = {
             "the carry is a[t+1] g[t+1]: this has a[t] in its place": (unshifted * _shifted(h), unshifted),
             "the gradient by a is g[t] h[t-1]: this has h[t]": (g * h, g),
             "the carry is missing: h[t] also acts through h[t+1]": (dh * _shifted(h), dh),
             "the carry is missing, and the gradient by a needs h[t-1]": (dh * h, dh),
+            "the carry is a[t+1] g[t+1]: this has dh[t+1] in place of g[t+1]": (near * _shifted(h), near),
             "the gradient by a uses g, not dh": (dh * _shifted(h), g),
             "the gradient by b is g, not dh": (g * _shifted(h), dh),
             "the walk goes from the last step to the first": (_walk(a, dh) * _shifted(h), _walk(a, dh)),

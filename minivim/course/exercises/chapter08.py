@@ -37,7 +37,7 @@ def place_of_patch(answer: Callable) -> None:
         (3, 2, 6, 9, "snake"),
         (1, 2, 6, 9, "snake"),
         (2, 2, 5, 5, "rows"),  # the first patch behind the class token, of an odd number
-        (5, 4, 10, 4, "rows"),
+        (7, 3, 10, 4, "rows"),
         (5, 0, 10, 4, "rows"),
     ]
     for row, column, rows, columns, order in grids:
@@ -92,6 +92,8 @@ def patches_heard(answer: Callable) -> None:
                 "the class token need not stand in the middle: `place` patches stand before it": M // 2,
                 "a scan in one direction never hears the other side, whatever the number of layers": M,
             }
+            if way == "backward":
+                causes["the class token is not one of the M patches: M - place stand after it"] = expected - 1
         elif way == "both":
             causes |= {
                 "the two scans together hear both sides": max(before, after),
@@ -141,7 +143,7 @@ def _parts(D: int, N: int, K: int, P: int, side: int, classes: int, expand: int 
 def count_parameters(answer: Callable) -> None:
     """The number of parameters of a whole Vim."""
     for D, depth, N, K, P, side, classes in [
-        (48, 5, 7, 3, 4, 28, 7),  # sizes so small that a forgotten vector shows
+        (48, 5, 7, 3, 4, 28, 29),  # sizes so small that a forgotten vector shows
         (40, 3, 7, 5, 2, 6, 23),
         (192, 24, 16, 4, 16, 224, 1000),
     ]:
@@ -285,6 +287,8 @@ def centred_convolution(answer: Callable) -> None:
             ),
             "all channels have the weights of the first": bias + _around(x, weight[:1].expand(E, K), half, half),
         }
+        if half > 1:
+            causes["pad (K - 1) / 2 tokens at each end, not always 1"] = expected[:, half - 1 : L - half + 1]
         given = f"B = {B}, L = {L}, E = {E}, K = {K}"
         compare(answer(x, weight, bias), expected, "y", given=given, causes=causes)
 
@@ -341,6 +345,10 @@ def resize_with_middle(answer: Callable) -> None:
                 _interpolated(patches, old[::-1], new), token, (M // 2,)
             ),
         }
+        turned = rearrange(patches, "b (c r) d -> b (r c) d", r=old[0])
+        causes["patches are numbered row by row: (r c), not (c r)"] = insert_tokens(
+            _interpolated(turned, old, new), token, (M // 2,)
+        )
         if M // 2 < pos_embed.shape[1]:
             causes["the vector put back must be the class token's, from the old place M // 2"] = insert_tokens(
                 right, pos_embed[:, M // 2 : M // 2 + 1], (M // 2,)

@@ -23,14 +23,15 @@ def ticks(L, S, lanes, up=math.ceil, first=1, each=lambda L, d: L - d):
     return (L - first) * up(S / lanes), sum(up(S * each(L, d) / lanes) for d in distances)
 
 
-def in_chunks(a, b, K, state, fade="inside", hand_on=None):
+def in_chunks(a, b, K, state, fade="inside", hand_on="last", axis=0, divide=True):
     """Products in chunks; `state` is False where the carry is forgotten."""
     h, parts = torch.zeros_like(b[:1]), []
     for a_part, b_part in zip(a.split(K), b.split(K), strict=True):
-        P = torch.cumprod(a_part, 0)
-        total = torch.cumsum(b_part / P, 0)
+        P = torch.cumprod(a_part, axis)
+        total = torch.cumsum(b_part / P if divide else b_part, 0)
         parts.append(P * (h + total) if fade == "inside" else P * total + h)
-        h = (P * total if hand_on == "own" else parts[-1])[-1:] * state
+        last = parts[-1][-1:]
+        h = state * {"last": last, "own": (P * total)[-1:], "first": parts[-1][:1], "twice": P[-1:] * last}[hand_on]
     return torch.cat(parts)
 
 
@@ -48,6 +49,11 @@ def back(a, h, dh, factor="next", state="before", carried=1, by_a="g"):
         da[t] = (db[t] if by_a == "g" else dh[t]) * before
         carry = a[t] * db[t] if factor == "next" else db[t]
     return da, db
+
+
+def one_step_back(a, h, dh):
+    g = dh + torch.cat(((a * dh)[1:], torch.zeros_like(dh[:1])))
+    return g * torch.cat((torch.zeros_like(h[:1]), h[:-1])), g
 
 
 def forward_walk(a, h, dh):
@@ -91,6 +97,7 @@ WRONG = {
         (lambda left, right, g: (g * left[0] + right[0], left[1] + right[1]), "fades once only"),
         (lambda left, right, g: (g ** left[1] * left[0] + right[0], left[1] + right[1]), "not its own"),
         (lambda left, right, g: (left[0] + g ** right[1] * right[0], left[1] + right[1]), "it is the left one"),
+        (lambda left, right, g: (left[0] + g ** left[1] * right[0], left[1] + right[1]), "by the left part's steps"),
         (lambda left, right, g: (g ** right[1] * left[0] + right[0], max(left[1], right[1])), "counts add up"),
         (lambda left, right, g: (g ** right[1] * left[0] + right[0], left[1] + right[1] + 1), "no step is added"),
         (lambda left, right, g: (g * right[1] * left[0] + right[0], left[1] + right[1]), "raised to the power"),
@@ -110,6 +117,9 @@ WRONG = {
         ),
         (lambda L: (rounds(L), sum(L - 2**k for k in range(rounds(L)))), "exchanged"),
         (lambda L: (L * math.log2(L) - L + 1, math.log2(L)), "differ|yours"),
+        (lambda L: (int(L * math.log2(L) - L + 1), int(math.log2(L))), "no logarithm is rounded down"),
+        (lambda L: (sum(L - 2**k - 1 for k in range(rounds(L))), rounds(L)), "one less here"),
+        (lambda L: (sum(L - 2**k + 1 for k in range(rounds(L))), rounds(L)), "one more here"),
     ],
     "06.4": [
         (lambda L, S, lanes: ticks(L, S, lanes)[::-1], "exchanged"),
@@ -121,11 +131,16 @@ WRONG = {
         (lambda L, S, lanes: ticks(L, S, lanes, each=lambda L, d: L), "have nothing to join"),
         (lambda L, S, lanes: (ticks(L, S, lanes)[0], rounds(L)), "more than one tick"),
         (lambda L, S, lanes: (ticks(L, S, lanes)[0], ticks(L, 1, lanes)[1]), "S sequences are missing"),
+        (lambda L, S, lanes: (ticks(L, S, lanes)[0], S * ticks(L, 1, lanes)[1]), "not n / lanes"),
     ],
     "06.5": [
         (lambda a, b, K: in_chunks(a, b, K, 0), "begins at 0"),
         (lambda a, b, K: in_chunks(a, b, K, 1, fade="outside"), "inside the bracket"),
         (lambda a, b, K: in_chunks(a, b, K, 1, hand_on="own"), "handed itself"),
+        (lambda a, b, K: in_chunks(a, b, K, 1, hand_on="first"), "not its first"),
+        (lambda a, b, K: in_chunks(a, b, K, 1, hand_on="twice"), "P is in it already"),
+        (lambda a, b, K: in_chunks(a, b, K, 1, axis=-1), "not over the sequences"),
+        (lambda a, b, K: in_chunks(a, b, K, 1, divide=False), "must be divided by P before it is summed$"),
         (by_products, "must begin anew"),
         (lambda a, b, K: walk(a, b)[K - 1 :: K], "all states are asked for"),
         (lambda a, b, K: torch.cat((torch.zeros_like(b[:1]), walk(a, b)[:-1])), "one step late"),
@@ -137,6 +152,7 @@ WRONG = {
         (lambda a, h, dh: back(a, h, dh, carried=0), "the carry is missing"),
         (lambda a, h, dh: back(a, h, dh, by_a="dh"), "uses g, not dh"),
         (lambda a, h, dh: (dh * h, dh), "the carry is missing, and"),
+        (one_step_back, r"has dh\[t.1\]"),
         (forward_walk, "from the last step to the first"),
         (lambda a, h, dh: back(a, h, dh)[::-1], "exchanged"),
         (lambda a, h, dh: back(a, h, dh, state="last"), "not the last state"),

@@ -87,11 +87,11 @@ def convolved(x, weight, bias, before, after):
     return bias + sum(padded[:, k : k + x.shape[1]] * weight[:, k] for k in range(weight.shape[1]))
 
 
-def resized(pos_embed, old, new, out, back, mode="bicubic", rows=None):
+def resized(pos_embed, old, new, out, back, mode="bicubic", rows=None, grid="b (r c) d -> b d r c"):
     """Take place `out` out, interpolate, put what was taken out back at place `back` (None: not at all)."""
     rest = torch.cat([pos_embed[:, :out], pos_embed[:, out + 1 :]], dim=1)
-    grid = rearrange(rest, "b (r c) d -> b d r c", r=rows or old[0])
-    flat = rearrange(F.interpolate(grid, size=tuple(new), mode=mode), "b d r c -> b (r c) d")
+    image = rearrange(rest, grid, r=rows or old[0])
+    flat = rearrange(F.interpolate(image, size=tuple(new), mode=mode), "b d r c -> b (r c) d")
     return flat if back is None else torch.cat([flat[:, :back], pos_embed[:, out : out + 1], flat[:, back:]], dim=1)
 
 
@@ -149,6 +149,10 @@ WRONG = {
             ),
             "never hears the other side",
         ),
+        (
+            lambda M, before, way, layers, K: heard(M, before, way, layers, K, scans={"backward": M - before - 1}),
+            "M - place stand after it",
+        ),
         (lambda M, before, way, layers, K: heard(M, before, way, layers, K) + 1, "not the class token itself"),
         (
             lambda M, before, way, layers, K: (
@@ -169,6 +173,7 @@ WRONG = {
         (lambda *sizes: count(*sizes, colours=1), "3 colours"),
         (lambda *sizes: count(*sizes, cls=0), "two vectors of D numbers"),
         (lambda *sizes: count(*sizes, power=1), "squared"),
+        (lambda *sizes: count(*sizes) - sizes[-1], "the bias of the head"),
     ],
     "08.4": [
         (lambda u, a, b: (walk(u, a) + walk(u.flip(-1), b).flip(-1)) / 2, "the wrong axis is flipped: the tokens"),
@@ -198,6 +203,10 @@ WRONG = {
         ),
         (lambda x, weight, bias: F.conv1d(x.mT, weight[:, None], bias, groups=len(bias)).mT, "pad both ends"),
         (
+            lambda x, weight, bias: F.conv1d(x.mT, weight[:, None], bias, padding=1, groups=len(bias)).mT,
+            "not always 1",
+        ),
+        (
             lambda x, weight, bias: (
                 F.conv1d(
                     F.pad(x.mT, (weight.shape[1] // 2,) * 2, mode="circular"), weight[:, None], bias, groups=len(bias)
@@ -216,6 +225,10 @@ WRONG = {
         (
             lambda pos, old, new: resized(pos, old, new, *middles(old, new), rows=old[1]),
             "rows and columns of the old grid",
+        ),
+        (
+            lambda pos, old, new: resized(pos, old, new, *middles(old, new), grid="b (c r) d -> b d r c"),
+            "row by row",
         ),
         (lambda pos, old, new: resized(pos, old, new[::-1], *middles(old, new)), "rows and columns of the new grid"),
     ],
