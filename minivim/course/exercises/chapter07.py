@@ -274,7 +274,7 @@ def both_ways(answer: Callable) -> None:
             "h must be halved at every step": pair(decay=1.0),
             "h is halved, x is not; here it is the other way round": pair(inner=0.5, decay=1.0),
             "h is halved at every step, not doubled": pair(decay=2.0),
-            "the place of step t, channel d is (r L + t) E + d: these are (L, E), not (E, L)": right.mT.reshape(
+            "the place of step t, channel d is (r L + t) E + d: here it is that of (E, L)": right.mT.reshape(
                 right.shape
             ),
             "[1] reads step i and stores step t; both are t": torch.stack((right[0], right[0].flip(0))),
