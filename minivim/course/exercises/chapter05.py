@@ -80,6 +80,8 @@ def half_life(answer: Callable) -> None:
             "this is log 2 times delta |A|; it must be divided": math.log(2) * delta * -A,
             "divide by both: log 2 / (delta |A|)": math.log(2) / delta * -A,
             "the logarithm is the natural one": math.log10(2) / (delta * -A),
+            "a half-life need not be a whole number of tokens, it is not rounded down": float(math.floor(tokens)),
+            "half is left after log 2 / (delta |A|), not after 0.5 / (delta |A|)": 0.5 / (delta * -A),
             "a half-life need not be a whole number of tokens": float(math.ceil(tokens)),
         }
         compare(answer(delta, A), tokens, "the half-life", given=f"delta = {delta}, A = {A}", causes=causes)
@@ -96,6 +98,9 @@ def raw_number(answer: Callable) -> None:
             "this is the x for the step size g; from the share to the step it is -log(1 - g)": math.log(math.expm1(g)),
             "the sign is the other way round: more share, larger x": -raw,
             "the logarithm is the natural one": math.log10(g / (1 - g)),
+            "the logarithm is the natural one, not to the base 2": math.log2(g / (1 - g)),
+            "this is log(1 - g), the step size with a minus; go on from the step size": math.log(1 - g),
+            "x is log(g / (1 - g)), with 1 - g below": math.log(g / (1 + g)),
             "this is log g; divide by 1 - g": math.log(g),
             "this is the odds g / (1 - g); take the logarithm": g / (1 - g),
             "this is log delta; softplus is undone by log(exp(delta) - 1)": math.log(delta),
@@ -122,6 +127,9 @@ def selective_parameters(answer: Callable) -> None:
             "W_dt is (E, R), not (E, E): that is what the rank saves": count - R * E + E * E,
             "A_log holds N numbers for each of the E channels": count - E * N + N,
             "A is no (N, N) matrix: a channel has N numbers": count - E * N + E * N * N,
+            "D has one number for each of the E channels, not N numbers": count - E + N,
+            "D has one number for each of the E channels, not one for all": count - E + 1,
+            "the bias of W_dt has E numbers, one for each output": count - E + R,
             "D has one number for each channel, not for each state": count - E + E * N,
         }
         causes = {cause: number for cause, number in causes.items() if number != count}
@@ -209,6 +217,8 @@ def scan(answer: Callable) -> None:
             ),
             "this is the mean over the N states; the sum is asked for": expected / N,
             "B and C are swapped: write with B, read with C": selective_scan(u, delta, A, C, B, backend="reference"),
+            "y = h C here, without the skip D u": expected + u,
+            "C is missing: y[t] = h[t] C[t]": selective_scan(u, delta, A, B, torch.ones_like(C), backend="reference"),
             "the scan runs backwards": selective_scan(*given, reverse=True, backend="reference"),
         }
         causes = {cause: y for cause, y in causes.items() if not torch.allclose(y, expected)}
@@ -235,6 +245,12 @@ def conv_step(answer: Callable) -> None:
             "the bias is missing": (F.silu(linear), following),
             "the bias comes before SiLU": (F.silu(linear) + bias, following),
             "this is a sigmoid; SiLU is x times it": (torch.sigmoid(linear + bias), following),
+            "this is GELU; SiLU is asked for": (F.gelu(linear + bias), following),
+            "this is the mean over K; the sum is asked for": (F.silu(linear / K + bias), following),
+            "the window comes first, the new input last: it gets the last column": (
+                F.silu((torch.cat((x[:, None], window), dim=1) * weight.T).sum(1) + bias),
+                following,
+            ),
             "this is ReLU; SiLU is asked for": (F.relu(linear + bias), following),
             "the window has not moved on: leave out the oldest input, add the newest": (y, window),
             "the next window holds K inputs; the oldest is no longer needed": (y, inputs),
@@ -272,6 +288,7 @@ def token_matrix(answer: Callable) -> None:
         terms = _matrix(delta, A, B, C)
         expected = terms.sum(-1)
         total = delta.cumsum(0)
+        counts = torch.arange(L)[:, None] - torch.arange(L)
         fades = torch.exp(A * (total[:, None] - total)[..., None])  # (L, L, N)
         everywhere = (C[:, None] * fades * delta[:, None] * B).sum(-1)
         causes = {
@@ -289,6 +306,12 @@ def token_matrix(answer: Callable) -> None:
             "the diagonal is missing: a token reads what it has just written": expected.tril(-1),
             "the fading is missing": (terms / fades).tril_().sum(-1) if L == N else (C @ (delta[:, None] * B).T).tril(),
             "the exponent has the wrong sign: A is already negative": (terms / fades**2).sum(-1),
+            "the exponent holds the sum of delta, not the number of tokens": (
+                (C[:, None] * torch.exp(A * counts[..., None]) * delta[:, None] * B).sum(-1).tril()
+            ),
+            "the sum of delta begins at s + 1, not at the first token": (
+                (C[:, None] * torch.exp(A * total[:, None, None]) * delta[:, None] * B).sum(-1).tril()
+            ),
             "this is the mean over the N states; the sum is asked for": terms.mean(-1),
             "a token writes its own B[s], not B[t]": (C[:, None] * fades * delta[:, None] * B[:, None]).sum(-1).tril(),
         }
@@ -312,6 +335,7 @@ def all_decays(answer: Callable) -> None:
             "this is first ** (-A); it is right only while A[:, 0] is -1": first[..., None] ** -A,
             "first is already exp(delta A[:, 0]), not delta": torch.exp(first[..., None] * A),
             "first is already exp(delta A[:, 0]); this takes it for delta A[:, 0]": torch.exp(first[..., None] * ratio),
+            "state 0 is given: divide A by A[:, 0], not by the last": first[..., None] ** (A / A[:, -1:]),
             "this is delta A; the exponential is missing": delta[..., None] * A,
             "the same for all states: each has its own A[:, n]": first[..., None].expand_as(expected),
             "this is delta, not A_bar: go on with exp(delta A)": (first.log() / A[:, 0])[..., None].expand_as(expected),

@@ -52,6 +52,12 @@ def two_in_one(answer: Callable) -> None:
             "the decays are multiplied, not added": (a_1 + a_2, expected[1]),
             "b_2 is added after the second multiplication: it is not multiplied": (a_2 * a_1, a_2 * (b_1 + b_2)),
             "b_1 is multiplied by a_2; its own step has added it after a_1": (a_2 * a_1, a_1 * b_1 + b_2),
+            "b_1 is multiplied by a_2, not b_2": (a_2 * a_1, a_2 * b_2 + b_1),
+            "a_1 is not all: the decay of the two steps is a_2 a_1": (a_1, expected[1]),
+            "b_1 + b_2 is not multiplied by a_2 a_1: b_1 passes a_2 alone, b_2 nothing": (
+                a_2 * a_1,
+                a_2 * a_1 * (b_1 + b_2),
+            ),
             "b_2 is missing": (a_2 * a_1, a_2 * b_1),
             "b_1 passes the second step only; a_1 was before it": (a_2 * a_1, a_2 * a_1 * b_1 + b_2),
             "the decay of the two steps is a_2 a_1, not a_2 alone": (a_2, expected[1]),
@@ -65,7 +71,7 @@ def two_in_one(answer: Callable) -> None:
 @exercise("06.2", "Mend the rule")
 def fading_sum(answer: Callable) -> None:
     """(g^n_2 value_1 + value_2, n_1 + n_2)."""
-    for left, right, g in [((8.0, 4), (2.0, 3), 0.7), ((4.0, 3), (-1.5, 2), 0.9), ((-0.7, 2), (3.0, 5), 0.8)]:
+    for left, right, g in [((8.0, 5), (2.0, 3), 0.7), ((4.0, 3), (-1.5, 2), 0.9), ((-0.7, 2), (3.0, 5), 0.8)]:
         (value_1, count_1), (value_2, count_2) = left, right
         both = count_1 + count_2
         expected = g**count_2 * value_1 + value_2, both
@@ -83,6 +89,12 @@ def fading_sum(answer: Callable) -> None:
                 g ** (count_2 - 1) * value_1 + value_2,
                 both,
             ),
+            "the left value passes the steps of the right part, not one more": (
+                g ** (count_2 + 1) * value_1 + value_2,
+                both,
+            ),
+            "values fade by g, they do not grow": (value_1 / g**count_2 + value_2, both),
+            "a value is multiplied by g in each step, not by 1 - g": ((1 - g) ** count_2 * value_1 + value_2, both),
             "nothing fades": (value_1 + value_2, both),
             "both values fade; the right one is up to date": (g**count_2 * (value_1 + value_2), both),
             "the counts add up": (expected[0], max(count_1, count_2)),
@@ -97,7 +109,7 @@ def fading_sum(answer: Callable) -> None:
 @exercise("06.3", "Count for any length")
 def hillis_steele_cost(answer: Callable) -> None:
     """(work, depth) of Hillis and Steele's scan."""
-    for L in (13, 8, 100, 2, 1, 1000, 1025):  # at 8, Blelloch's work is also that of one less in each round
+    for L in (14, 8, 100, 2, 1, 1000, 1025):  # at 8 and 13, Blelloch's work is also that of other mistakes
         distances = [2**k for k in range((L - 1).bit_length())]
         depth, floor = len(distances), max(L.bit_length() - 1, 0)
         work = sum(L - distance for distance in distances)
@@ -122,6 +134,8 @@ def hillis_steele_cost(answer: Callable) -> None:
             "the round with distance d joins L - d positions: one less here": (work - depth, depth),
             "the round with distance d joins L - d positions: one more here": (work + depth, depth),
             "the work is right, the depth is ceil(log2 L)": (work, floor),
+            "the work is right, the depth is the number of rounds, not that of the loop": (work, L - 1),
+            "the work is right, the depth is the number of rounds, once": (work, 2 * depth),
             "the two numbers are exchanged: (work, depth)": (depth, work),
             "each distance d joins L - d positions, not d": (sum(distances), depth),
             "the last round is counted only; the work adds all rounds up": (
@@ -156,6 +170,7 @@ def ticks(answer: Callable) -> None:
                 sum(S * (L - d) // lanes for d in distances),
             ),
             "the first d positions of a round have nothing to join": (loop, len(distances) * rounded(S * L)),
+            "the round with distance d has L - d combines, not L - 1": (loop, len(distances) * rounded(S * (L - 1))),
             "the S sequences are missing in the tree": (loop, sum(rounded(L - d) for d in distances)),
             "all combines of a round share the lanes: round up n S / lanes, not S / lanes": (loop, work * rounded(S)),
             "the sequences share the lanes: round up n S / lanes, not n / lanes": (
@@ -211,6 +226,7 @@ def products_in_chunks(answer: Callable) -> None:
             ),
             "a chunk hands on its last row, not its first": by(hand_on=lambda P, states: states[:1]),
             "P is a product over the steps, axis 0, not over the sequences": by(axis=-1),
+            "b is divided by P, not multiplied": by(b * products**2),
             "this is the last state of each chunk; all states are asked for": _walk(a, b)[K - 1 :: K],
             "these are the states before each step: one step late": _shifted(_walk(a, b)),
         }
@@ -267,6 +283,7 @@ def scan_backward(answer: Callable) -> None:
             "the carry is missing, and the gradient by a needs h[t-1]": (dh * h, dh),
             "the carry is a[t+1] g[t+1]: this has dh[t+1] in place of g[t+1]": (near * _shifted(h), near),
             "the gradient by a uses g, not dh": (dh * _shifted(h), g),
+            "g[t] is dh[t] and the carry: dh[t] is missing in the gradient by a": ((g - dh) * _shifted(h), g),
             "the gradient by b is g, not dh": (g * _shifted(h), dh),
             "the walk goes from the last step to the first": (_walk(a, dh) * _shifted(h), _walk(a, dh)),
             "the two gradients are exchanged: (by a, by b)": (g, g * _shifted(h)),
@@ -296,7 +313,7 @@ def backward_from_starts(answer: Callable) -> None:
         inside = torch.cat([_adjoint(_earlier(p), q) for p, q in zip(a.split(K), dh.split(K), strict=True)])
         forgotten = before.clone()
         forgotten[::K] = 0
-        unshifted = _adjoint(a, dh)
+        unshifted, unfaded = _adjoint(a, dh), _adjoint(torch.ones_like(a), dh)
         causes = {
             "the carry must go on from chunk to chunk": (inside * before, inside),
             "the state before a chunk's first step is starts[c], not 0": (g * forgotten, g),
@@ -312,6 +329,8 @@ def backward_from_starts(answer: Callable) -> None:
             ),
             "starts[c] serves the first step only; walk on from it": (g * starts.repeat_interleave(K, 0), g),
             "the carry is missing: h[t] also acts through h[t+1]": (dh * before, dh),
+            "the gradient by a uses g, not dh": (dh * before, g),
+            "the carry is a[t+1] g[t+1]: the factor a is missing": (unfaded * before, unfaded),
             "the two gradients are exchanged: (by a, by b)": (g, g * before),
         }
         given = f"L = {L}, S = {S}, K = {K}"
@@ -338,6 +357,7 @@ def findings(answer: Callable) -> None:
         "these are the steps after the wrong ones": [9, 17],
         "t = 0 is right: there the state before is 0": [0, 8, 16],
         "there is another one, further on": [8],
+        "there is another one, before it": [16],
         "only the steps themselves are wrong, not all that follow": [*range(8, 20)],
     }
     steps = list(steps) if isinstance(steps, Tensor) and steps.dim() else steps

@@ -40,6 +40,7 @@ def owned(answer: Callable) -> None:
             "a program's block begins at program * BLOCK, not at program": list(range(program, program + len(inside))),
             "programs count from 0": [number for number in range((program - 1) * BLOCK, program * BLOCK) if number < E],
             "a program owns neighbours, not every so-manieth number": list(range(program, E, programs)),
+            "channels count from 0: this is one too many everywhere": [number + 1 for number in inside],
             "these are the places that are masked": [number for number in d if number >= E],
         }
         compare(_listed(numbers), inside, "the numbers", given=given, causes=causes)
@@ -118,6 +119,10 @@ def fade_of_padding(answer: Callable) -> None:
             "this is the share that is lost; the factor that is left is asked for": 1 - expected,
             "A is that of the model, without log2(e): the factor is exp, not exp2": torch.exp2(A * delta * padding),
             "this is sigmoid(bias); softplus is log(1 + exp(bias))": torch.exp(A * padding / (1 + math.exp(-bias))),
+            "the bias is added before softplus, not after": torch.exp(A * (math.log(2) + bias) * padding),
+            "`padding` steps are padded, not one less": torch.exp(A * delta * (padding - 1)),
+            "`padding` steps are padded, not one more": torch.exp(A * delta * (padding + 1)),
+            "the bias is added, not subtracted": torch.exp(A * math.log1p(math.exp(-bias)) * padding),
             "the states would grow: A is negative already": torch.exp(-A * delta * padding),
             "the mask before softplus does not make the step 0": torch.ones_like(A),
             "this is the exponent; the factor is exp of it": A * delta * padding,
@@ -216,6 +221,10 @@ def entering_states(answer: Callable) -> None:
             "this is what the chunk before adds; the state from further back is missing": torch.cat(
                 (added[:1] * 0, added[:-1])
             ),
+            "h fades, and what the chunk adds does not; here it is the other way round": _enter(
+                added * exponents.exp(), torch.ones_like(exponents)
+            )[0],
+            "the state fades by exp(A total), not by Euler's 1 + A total": _enter(added, 1 + exponents)[0],
             "exp is missing: the state fades by exp(A total)": _enter(added, exponents)[0],
             "the shape is (chunks, N, E), with N before E": before.mT,
             "the chunks are in the wrong order": before.flip(0),
@@ -263,6 +272,12 @@ def both_ways(answer: Callable) -> None:
             "the two directions are swapped": right.flip(0),
             "x is added after h was halved: h / 2 + x, not (h + x) / 2": pair(inner=0.5),
             "h must be halved at every step": pair(decay=1.0),
+            "h is halved, x is not; here it is the other way round": pair(inner=0.5, decay=1.0),
+            "h is halved at every step, not doubled": pair(decay=2.0),
+            "the place of step t, channel d is (r L + t) E + d: here it is that of (E, L)": right.mT.reshape(
+                right.shape
+            ),
+            "[1] reads step i and stores step t; both are t": torch.stack((right[0], right[0].flip(0))),
             "h is not kept from step to step": torch.stack((x, x)),
             "only the first block of channels is there: launch cdiv(E, 8) programs": first_block,
             "[1] is missing: launch a second direction, and store it L E places further on": forward_only,
@@ -297,12 +312,18 @@ def conflicts(answer: Callable) -> None:
         ([[7], [], [8], [9, 8], [1]], [[5], [9], [7], [1], [5]]),  # every kind of pair once, one of them neighbours
         ([[0, 1], [1, 2], [2, 3]], [[10], [11], [12]]),
         ([[], [3], [4], [], [3]], [[3], [4], [6], [6], [2]]),
+        ([[], [0], [1]], [[0, 1], [1], [5]]),  # two that share more than one place
     ]:
 
         def found(rule: Callable, reads: list = reads, writes: list = writes) -> list:
             return _pairs(reads, writes, rule)
 
         right = found(lambda rp, wp, rq, wq: wp & (rq | wq) or wq & rp)
+        once_a_place = [
+            pair
+            for pair in right
+            for _ in {*writes[pair[0]]} & {*reads[pair[1]], *writes[pair[1]]} | {*writes[pair[1]]} & {*reads[pair[0]]}
+        ]
         causes = {
             "two that only read a place do not disturb each other": found(lambda rp, wp, rq, wq: (rp | wp) & (rq | wq)),
             "one that reads what the other writes is disturbed, too": found(lambda rp, wp, rq, wq: wp & wq),
@@ -315,6 +336,9 @@ def conflicts(answer: Callable) -> None:
             "p < q: the smaller number first": [(q, p) for p, q in right],
             "any two programs can disturb each other, not only neighbours": [(p, q) for p, q in right if q == p + 1],
             "a program does not disturb itself": sorted([*right, *((p, p) for p in range(len(reads)))]),
+            "the list must be sorted": right[::-1],
+            "each pair once, however many places the two share": once_a_place,
+            "not every pair: only if one writes what the other reads or writes": found(lambda *sets: True),
             "the programs count from 0": [(p + 1, q + 1) for p, q in right],
             "these are the pairs that do not disturb each other": [
                 pair for pair in found(lambda *sets: True) if pair not in right

@@ -36,6 +36,7 @@ def place_of_patch(answer: Callable) -> None:
         (4, 7, 6, 9, "snake"),
         (3, 2, 6, 9, "snake"),
         (1, 2, 6, 9, "snake"),
+        (2, 1, 5, 5, "rows"),  # in the middle row, before the class token
         (2, 2, 5, 5, "rows"),  # the first patch behind the class token, of an odd number
         (7, 3, 10, 4, "rows"),
         (5, 0, 10, 4, "rows"),
@@ -50,7 +51,9 @@ def place_of_patch(answer: Callable) -> None:
         other = _among_patches(row, column, rows, columns, "rows" if order == "columns" else "columns")
         causes = {"rows and columns are exchanged": seat(other)}
         if place < half:
-            causes["one too many: counts begin at 0, and patches before the class token do not move"] = place + 1
+            causes[
+                "one too many: counts begin at 0, and patches before the class token do not move: it is at M // 2"
+            ] = place + 1
         elif place == half:  # whoever forgets the class token has failed at an earlier patch
             causes["the patch with number M // 2 itself stands behind the class token: >=, not >"] = place
         else:
@@ -97,6 +100,7 @@ def patches_heard(answer: Callable) -> None:
         elif way == "both":
             causes |= {
                 "the two scans together hear both sides": max(before, after),
+                "the class token is not one of the M patches": M - 1,
                 "each scan hears one side: before and after are added, M in all": 2 * M,
             }
         else:
@@ -183,6 +187,10 @@ def count_parameters(answer: Callable) -> None:
             ),
             "the position embedding is missing": without("pos"),
             "the bias of the head is missing": without("head_bias"),
+            "x_proj has no bias": total + 2 * depth * (R + 2 * N),
+            "in_proj has no bias": total + depth * 2 * E,
+            "D numbers a block too many: one norm only, and out_proj has no bias": total + depth * D,
+            "a patch has P x P pixels: 3 P P numbers": total - 3 * P * P * D + 3 * P * D,
             "the head is missing": without("head", "head_bias"),
             "a patch has 3 colours: 3 P P numbers": total - 2 * P * P * D,
             "the number of patches is (side / P) squared": total - (M - side // P) * D,
@@ -246,6 +254,7 @@ def two_walks(answer: Callable) -> None:
                 _walk((1 - a) * u, a) + _walk((1 - b) * u.flip(1), b).flip(1)
             )
             / 2,
+            "h[t] contains u[t]; this is the mean of the walks before it": (there + back) / 2 - u,
             "u[t] is added after the decay, not before it": (a * there + b * back) / 2,
         }
         given = f"B = {B}, L = {L}, E = {E}"
@@ -337,6 +346,10 @@ def resize_with_middle(answer: Callable) -> None:
             "this takes the nearest patch; `official_resize` interpolates bicubically": insert_tokens(
                 _interpolated(patches, old, new, "nearest"), token, (M // 2,)
             ),
+            "interpolate as `official_resize` does, without antialias": insert_tokens(
+                _interpolated(patches, old, new, antialias=True), token, (M // 2,)
+            ),
+            "the class token's vector must not be changed; here it is 0": insert_tokens(right, 0 * token, (M // 2,)),
             "the class token stands one place too late": insert_tokens(right, token, (M // 2 + 1,)),
             "rows and columns of the new grid are exchanged": insert_tokens(
                 _interpolated(patches, old, new[::-1]), token, (M // 2,)

@@ -98,6 +98,7 @@ WRONG = {
         (lambda left, right, g: (g ** left[1] * left[0] + right[0], left[1] + right[1]), "not its own"),
         (lambda left, right, g: (left[0] + g ** right[1] * right[0], left[1] + right[1]), "it is the left one"),
         (lambda left, right, g: (left[0] + g ** left[1] * right[0], left[1] + right[1]), "by the left part's steps"),
+        (lambda left, right, g: (g ** (right[1] + 1) * left[0] + right[0], left[1] + right[1]), "not one more"),
         (lambda left, right, g: (g ** right[1] * left[0] + right[0], max(left[1], right[1])), "counts add up"),
         (lambda left, right, g: (g ** right[1] * left[0] + right[0], left[1] + right[1] + 1), "no step is added"),
         (lambda left, right, g: (g * right[1] * left[0] + right[0], left[1] + right[1]), "raised to the power"),
@@ -119,6 +120,7 @@ WRONG = {
         (lambda L: (L * math.log2(L) - L + 1, math.log2(L)), "differ|yours"),
         (lambda L: (int(L * math.log2(L) - L + 1), int(math.log2(L))), "no logarithm is rounded down"),
         (lambda L: (sum(L - 2**k - 1 for k in range(rounds(L))), rounds(L)), "one less here"),
+        (lambda L: (L // 2 * rounds(L), rounds(L)), r"(?s)^(?!.*likely cause: this is Blelloch)"),
         (lambda L: (sum(L - 2**k + 1 for k in range(rounds(L))), rounds(L)), "one more here"),
     ],
     "06.4": [

@@ -76,6 +76,15 @@ def right_pairs(reads, writes):
     return pairs(lambda rp, wp, rq, wq: wp & (rq | wq) or wq & rp)(reads, writes)
 
 
+def once_a_place(reads, writes):
+    programs = [({*r}, {*w}) for r, w in zip(reads, writes, strict=True)]
+    return [
+        (p, q)
+        for p, q in right_pairs(reads, writes)
+        for _ in programs[p][1] & (programs[q][0] | programs[q][1]) | programs[q][1] & programs[p][0]
+    ]
+
+
 WRONG = {
     "07.1": [
         (lambda program, BLOCK, E: (list(range(program * BLOCK, program * BLOCK + BLOCK)), 0), "d < E"),
@@ -176,6 +185,8 @@ WRONG = {
         (pairs(lambda rp, wp, rq, wq: wq & (rp | wp)), "q may be the one"),
         (pairs(lambda rp, wp, rq, wq: rp & rq), "read the same place"),
         (lambda *given: [(p, q) for p, q in right_pairs(*given) if q == p + 1], "not only neighbours"),
+        (once_a_place, "each pair once, however many"),
+        (lambda *given: right_pairs(*given)[::-1], "must be sorted"),
         (lambda *given: [(q, p) for p, q in right_pairs(*given)], "smaller number first"),
         (lambda *given: sorted([*right_pairs(*given), *((q, p) for p, q in right_pairs(*given))]), "each pair once"),
         (lambda *given: [(p + 1, q + 1) for p, q in right_pairs(*given)], "count from 0"),

@@ -35,6 +35,11 @@ def turned_at_even_rows(row, column, rows, columns, order):
     )
 
 
+def middle_row(row, column, rows, columns, order):
+    number = place(row, column, rows, columns, order)
+    return number + (number >= rows // 2 * columns)
+
+
 def exchanged(row, column, rows, columns, order):
     return place(row, column, rows, columns, {"rows": "columns", "columns": "rows"}.get(order, order))
 
@@ -104,6 +109,7 @@ WRONG = {
         (place, "the class token takes a place, too"),
         (seated(place, lambda number, half: True), "patches before the class token do not move"),
         (seated(place, lambda number, half: number > half), ">=, not >"),
+        (middle_row, "it is at M // 2"),
         (seated(straight), "every second row is read from the right"),
         (seated(turned_at_even_rows), "every second row is read from the right"),
         (seated(exchanged), "rows and columns are exchanged"),
