@@ -44,7 +44,7 @@ def choose_device(name: str | None = None, rank: int | None = None) -> torch.dev
         name = f"cuda:{rank}"
     try:
         place = torch.device(name)
-        if place.type == "cuda" and rank is not None:
+        if place.type == "cuda" and rank is not None and torch.backends.cuda.is_built():
             torch.cuda.set_device(place)  # what names no device, NCCL's barrier for one, must not land on the first GPU
         torch.empty(0, device=place)
         return place

@@ -3,8 +3,12 @@
 #
 # [Chapter 06](06_scans.ipynb) asked in which order a scan may be computed. This chapter asks where its numbers are
 # while that happens. You write a first kernel of four lines. Then one idea is added at a time, until you can read the
-# kernel that this package runs on a GPU. No GPU is needed: Triton's interpreter runs every kernel here on your CPU,
-# lane by lane.
+# kernel that this package runs on a GPU.
+#
+# **Triton** is a language inside Python: a function marked `@triton.jit` is compiled for a GPU. Such a function is
+# called a **kernel**. (The word has nothing to do with the kernel $K$ of
+# [chapter 03](03_recurrence_is_convolution.ipynb).) No GPU is needed: Triton's interpreter runs every kernel here on
+# your CPU, lane by lane.
 #
 # **Learning goals.** After this chapter you can
 # - say what a program, a lane and a register are, and point at them in a (B, L, E) box;
@@ -116,7 +120,9 @@ print("y:", tuple(y.shape), " last state:", tuple(last.shape))
 
 # %% [markdown]
 # **The trouble.** Each operation of PyTorch stands alone. It fetches its inputs from memory and puts its result back.
-# On the way, arrays of shape (B, L, E, N) appear. They are N = 16 times as large as the input.
+# On the way, arrays of N numbers for each channel appear: (B, E, N) at each step of our loop, and over all steps N = 16
+# times as much as the input. (Small ones may stay in a cache, a small fast memory on the chip. Then PyTorch waits
+# longer for the start of each operation, [chapter 06](06_scans.ipynb).)
 #
 # A chip computes in **registers**: a few hundred numbers right beside the arithmetic. Memory is far away. A **kernel**
 # is a function that the chip runs from beginning to end. What it keeps in a variable stays in a register. It goes to
@@ -298,7 +304,8 @@ check("07.1", owned)
 
 # %% [markdown]
 # **A masked lane still computes.** It takes part in every instruction with the number `other`. Where lanes meet, in a
-# sum or a maximum, that number counts. Here it is 0 both times, and all numbers are negative:
+# sum or a maximum, that number counts. First it is 0 for both operations, then the right number for each. All numbers
+# are negative:
 
 
 # %%
@@ -362,7 +369,7 @@ check("07.2", identity)
 # system of its own. But step t needs step t - 1. So:
 #
 # - **one program** owns BLOCK channels of one image: a two-dimensional launch, blocks of channels times images;
-# - **lanes are channels**;
+# - **lanes are channels** (channels never meet in a forward scan, so what a masked lane loads does no harm there);
 # - **time is a loop** inside the program. The state h is a variable. It stays in a register from the first step to the
 #   last.
 #
@@ -579,7 +586,7 @@ early, late = torch.empty(2, 8, E, device=device)
 for states, after in ((early, False), (late, True)):
     scan_tiles[(1,)](u, 0 * u, bias, A * LOG2E, B, states, L, E, BLOCK=2, K=K, AFTER=after)
 for name, h in (("before softplus only", early[:, 0]), ("after softplus, too", late[:, 0])):
-    print(f"mask {name:>20}: h after step 5 is {h[4]:.3g}, at the end {h[7]:.2g}")
+    print(f"mask {name:>20}: h after step 5 is {h[4]:.3g}, at the end {h[7]:.3g}")
 assert torch.equal(late[4], late[7]) and (early[7] < early[4]).all()
 assert torch.equal(late[4], early[4])  # no difference at any real step
 
@@ -600,9 +607,9 @@ print("share of the last state that is lost:", [f"{share:.0%}" for share in lost
 
 # %% [markdown]
 # **What to see.** Solid lines stay level in the padding, as they must. Dashed lines fall: the last state has faded, and
-# whoever goes on from it (the next chunk, the backward pass) goes on from a wrong number.
+# whoever goes on from it, for instance token by token, goes on from a wrong number.
 #
-# **Why?** The masked lanes loaded $r = 0$. But $\operatorname{softplus}(0) = \log 2 = 0.69$: a step that is not there
+# **Why?** The masked steps loaded $r = 0$. But $\operatorname{softplus}(0) = \log 2 = 0.69$: a step that is not there
 # has become a step of ordinary length. It adds nothing, since $u = 0$, so $b = 0$ as it should be. But $a = e^{0.69 A}$
 # and not 1. The pair $(a, b)$ must be the identity $(1, 0)$ **where the scan uses it**, after everything that is done
 # to what was loaded. So $\Delta$ is masked after softplus: $\Delta = 0$ gives $a = e^0 = 1$ and $b = 0$.
@@ -614,7 +621,8 @@ print("share of the last state that is lost:", [f"{share:.0%}" for share in lost
 # **Goal.** Predict the damage. **Difficulty.** derive. **Minutes.** 6. **Core.**
 #
 # A kernel masks before softplus only. A channel has the states `A` (N,), negative numbers, and the bias `bias`, a
-# float; `padding` steps are padded. By which factor is each state too small at the end? Return a tensor (N,).
+# float; `padding` steps are padded. By which number, below 1, has the padding multiplied each state at the end?
+# Return a tensor (N,).
 #
 # <details><summary>Hint</summary>
 #
@@ -775,11 +783,12 @@ largest = max(list(clocks)[:4], key=clocks.get)
 print(f"the kernel's largest clock: {largest}, {clocks[largest]} cycles")
 
 # %% [markdown]
-# **What to see.** For the kernel, three clocks stand close together, around 100 cycles. The loop in PyTorch waits for
-# memory, more than forty times as long. So the first thing that a kernel brings is what section 1 promised: bytes.
-# After that it is the exponentials, side by side with the instructions. With softplus and a gate, a step has more
-# instructions, and these win: `python -m minivim.kernels.gpu.sass` counts them for the package's kernels. Nothing was
-# measured here. These are lower bounds: no GPU with these rates can be faster.
+# **What to see.** For the kernel, three clocks stand close together, around 100 cycles. The loop in PyTorch would wait
+# for memory more than forty times as long, if every array went there and back. So the first thing that a kernel brings
+# is what section 1 promised: bytes. After that it is the exponentials, side by side with the instructions. With
+# softplus and a gate, a step has more instructions, and these win: `python -m minivim.kernels.gpu.sass` counts them for
+# the package's kernels. Nothing was measured here. The kernel's bars are lower bounds: no GPU with these rates can be
+# faster.
 #
 # **One word decides.** *Optional.* Tell the compiler that E is a multiple of 16 (Triton notices it by itself when it
 # launches), and it rearranges the lanes: a lane loads four neighbouring channels at once, and the states are spread
@@ -1093,6 +1102,8 @@ assert "step_size(raw, inside, SOFTPLUS)" in loop
 # | `step_size(raw, inside, SOFTPLUS)` | section 6: bias, softplus, and only then the mask |
 # | `for i in range(head, ...)`, `chunk`, `low`, `high` | section 8: one chunk of time |
 # | `sign`, `t` | section 9: the direction |
+# | `u_t`, `delta_t`, `z_t` | *not values*: how many numbers lie between two steps; `u_p` is where the first step lies |
+# | `shift`, `some`, `ACC` | the bias; the mask of states; float32 |
 # | `u_ahead`, `raw_ahead` | loaded one step early: memory is far, and the step hides the wait |
 # | `skip`, `z_i * sigmoid(z_i)` | $D\,u$ and the gate, while the numbers are here |
 # | `.to(tl.int64)`, `E_units` | addresses beyond 2 billion; the layout of section 7 |
@@ -1304,7 +1315,8 @@ assert total == 4
 # <details><summary>Answer to the question</summary>
 #
 # Launch 1 writes `added` and `faded`, launch 2 reads them; launch 2 writes `enters`, launch 3 reads it. In one launch,
-# every program of chunk c would have to wait for those of chunk c - 1, and no program can be told to wait.
+# every program of chunk c would have to wait for those of chunk c - 1, and with what this chapter has no program can be
+# told to wait.
 #
 # </details>
 
@@ -1450,10 +1462,11 @@ assert measured["package"] < 2 * measured["exp alone"] < measured["scan_cpu"] / 
 # takes 16 times less: as long as PyTorch needs for the exponentials alone. All else that it does is hidden beneath.
 #
 # `scan_cpu` and the package's kernel run nearly the same loops. What is different is one instruction. `np.exp` is a
-# call of a function, for one number at a time. So the compiler cannot turn the lanes into vector instructions, and 1.2
-# million exponentials are computed one by one. The package writes its lanes out (`kernels/cpu/lanes.py`), and computes
-# $2^x$ in all 16 at once: split $x$ into a whole number and a rest between $-\tfrac12$ and $\tfrac12$, take a
-# polynomial of the rest, and add the whole number to the exponent. The CPU has the same bound as the GPU: exponentials.
+# call of a function, for one number at a time. So, probably, the compiler cannot turn the lanes into vector
+# instructions, and 1.2 million exponentials are computed one by one. The package writes its lanes out
+# (`kernels/cpu/lanes.py`), and computes $2^x$ in all 16 at once: split $x$ into a whole number and a rest between
+# $-\tfrac12$ and $\tfrac12$, take a polynomial of the rest, and add the whole number to the exponent. The CPU has the
+# same bound as the GPU: exponentials.
 
 # %% [markdown]
 # ## 14. Padding once more: the causal convolution
@@ -1521,8 +1534,10 @@ assert (seen.diag() > 0).all() and (seen.triu(1) == 0).all()
 # | `scan_cpu` | `minivim/kernels/cpu/scan/forward.py`; its lanes are in `cpu/lanes.py` |
 # | `causal_conv` | `minivim/kernels/gpu/conv/` and `cpu/conv/` |
 #
-# You can now say why masked lanes must load what they load: because they take part in everything, and only the identity
-# takes part without a trace. For a scan that is $a = 1$, $b = 0$, at the place where the scan uses it.
+# You can now say what masked places must load: whatever takes part without a trace. Two things can be masked.
+# **Channels beyond E:** in the forward scan nobody meets them, so any finite number would do; in the backward pass they
+# are summed over, so they need 0. **Steps beyond L:** the state of a real channel walks through them, so they need the
+# identity of the scan, $a = 1$, $b = 0$, at the place where the scan uses it.
 #
 # Previous: [06 Scans](06_scans.ipynb) · Map: [00 Start here](00_start_here.ipynb) · Next:
 # [08 Vision Mamba](08_vision_mamba.ipynb)

@@ -194,7 +194,7 @@ def scan(answer: Callable) -> None:
         expected = selective_scan(*given, backend="reference")
         causes = {
             "this is the paper's zero-order hold for B; (5.4) writes delta B u": by(
-                lambda h, A_bar, d, B, u: A_bar * h + (A_bar - 1) / A * B * u  # noqa: B023 (called in this turn)
+                lambda h, A_bar, d, B, u: A_bar * h + (A_bar - 1) * d / A_bar.log() * B * u
             ),
             "delta is missing in what is written: delta B u": by(lambda h, A_bar, d, B, u: A_bar * h + B * u),
             "u is missing in what is written: delta B u": by(lambda h, A_bar, d, B, u: A_bar * h + d * B),
