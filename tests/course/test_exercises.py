@@ -106,6 +106,34 @@ def test_the_solution_is_right_from_another_process(number):
     assert (verdict.status, verdict.message) == ("ok", "")
 
 
+def test_an_answer_may_use_autograd():
+    """Also within gradcheck, which runs it as a backward pass."""
+
+    def answer(a, b, starts, dh):
+        a, b = (x.detach().clone().requires_grad_() for x in (a, b))
+        states = [starts[0]]
+        for a_t, b_t in zip(a, b, strict=True):
+            states.append(a_t * states[-1] + b_t)
+        return torch.autograd.grad(torch.stack(states[1:]), (a, b), dh)
+
+    assert judge("06.7", answer).status == "ok"
+
+
+def test_every_patch_that_is_asked_for_is_in_its_grid():
+    """An answer may look the patch up in a list of all."""
+
+    def answer(row, column, rows, columns, order):
+        patches = [(r, c) for r in range(rows) for c in range(columns)]
+        if order == "columns":
+            patches.sort(key=lambda patch: patch[::-1])
+        if order == "snake":
+            patches.sort(key=lambda patch: (patch[0], patch[1] * (-1) ** patch[0]))
+        patches.insert(rows * columns // 2, "class token")
+        return patches.index((row, column))
+
+    assert judge("08.1", answer).status == "ok"
+
+
 @each_exercise
 def test_the_stub_is_still_to_do(number):
     verdict = judge(number, function(number, False))

@@ -51,9 +51,9 @@ def place_of_patch(answer: Callable) -> None:
         other = _among_patches(row, column, rows, columns, "rows" if order == "columns" else "columns")
         causes = {"rows and columns are exchanged": seat(other)}
         if place < half:
-            causes[
-                "one too many: counts begin at 0, and patches before the class token do not move: it is at M // 2"
-            ] = place + 1
+            causes["one too many: counts begin at 0; patches before the class token do not move: it is at M // 2"] = (
+                place + 1
+            )
         elif place == half:  # whoever forgets the class token has failed at an earlier patch
             causes["the patch with number M // 2 itself stands behind the class token: >=, not >"] = place
         else:
