@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,30 @@ class Team:
         """This process's GPU, if it has one."""
         return [self.device] if self.device.type == "cuda" else []
 
+    def mean(self, numbers: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The mean of what the processes hold, in float64 and the same for all; each of them must ask for it."""
+        numbers = numbers.cpu().double()
+        if self.size > 1:
+            numbers = numbers.to(self.device, copy=True)
+            dist.all_reduce(numbers)
+        return numbers.cpu() / self.size
 
-def choose_device(name: str | None = None) -> torch.device:
-    """The device of that name; None: CUDA if there is one, else the CPU. ValueError for one that is not here."""
+
+def choose_device(name: str | None = None, rank: int | None = None) -> torch.device:
+    """The device of that name; None: CUDA if there is one, else the CPU. ValueError for one that is not here.
+
+    With a `rank`, "cuda" is the GPU of that number, and the GPU becomes the current one before any is touched.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and rank is not None:
+        name = f"cuda:{rank}"
     try:
-        torch.empty(0, device=name)
-        return torch.device(name)
+        place = torch.device(name)
+        if place.type == "cuda" and rank is not None and torch.backends.cuda.is_built():
+            torch.cuda.set_device(place)  # what names no device, NCCL's barrier for one, must not land on the first GPU
+        torch.empty(0, device=place)
+        return place
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device is {name!r}; it must be a device that this machine has ({reason})") from error
@@ -38,11 +56,7 @@ def choose_device(name: str | None = None) -> torch.device:
 @contextmanager
 def join_team(device: str | None) -> Iterator[Team]:
     """Join the processes that torchrun started (gloo on CPUs, NCCL on GPUs); a lone process is a team of one."""
-    place = choose_device(device)
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if place.type == "cuda":
-        torch.cuda.set_device(place)  # what names no device, NCCL's barrier for one, must not land on the first GPU
+    place = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     starts = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if starts:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")

@@ -4,16 +4,22 @@ import mmap
 import platform
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import minivim.train.loop as train_module
 from minivim import create_model, processes
 from minivim.train import compute_gradients, train
+from minivim.train.loop import Trainer
 from minivim.train.recipes import TrainConfig
-from tests.train.small_runs import TINY, records_of, same
+from tests.train.small_runs import TINY, records_of, same, small, small_bundle
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -39,10 +45,54 @@ def one_of_two(rank: int, folder: str) -> None:
     result = train(TrainConfig(out=f"{folder}/run", **PLAIN))
     torch.save(
         {"gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
-         "history": result.history},
+         "history": result.history, **stop_at_step_12(rank, folder), **with_and_without_compile(folder)},
         f"{folder}/{rank}.pt",
     )  # fmt: skip
     dist.destroy_process_group()
+
+
+def with_and_without_compile(folder: str) -> dict:
+    """The weights of a plain run, and of a compiled one in parts; the graphs that there are after each step."""
+    graphs, made, original = [], [], Trainer.train_step
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(self, images, labels):
+        original(self, images, labels)
+        made.append(len(graphs))
+
+    with (
+        mock.patch.object(train_module, "load_data", lambda *args, **options: small_bundle()),
+        mock.patch.object(torch, "compile", partial(torch.compile, backend=keep)),
+        mock.patch.object(Trainer, "train_step", step),
+    ):
+        plain = train(small(Path(folder, "plain"), epochs=1))
+        compiled = train(small(Path(folder, "compiled"), epochs=1, accumulate=2, compile=True))
+    return {"plain": plain.model.state_dict(), "compiled": compiled.model.state_dict(), "made": made}
+
+
+def stop_at_step_12(rank: int, folder: str) -> dict:
+    """A run in which each process has images of its own, and the loss of the second one is broken in the end."""
+    data = small_bundle()
+    data = replace(data, train_labels=data.train_labels * (1 - rank))  # all that the second one sees are rows
+    losses, histories, original = [], [], Trainer.train_step
+
+    def step(self, images, labels):
+        original(self, images, labels)
+        if rank == 1 and self.step == 12:
+            self.unseen[-1][0] = torch.nan
+        losses.append(self.unseen[-1][0].item())
+        histories.append(self.history)
+
+    with (
+        mock.patch.object(train_module, "load_data", lambda *args, **options: data),
+        mock.patch.object(Trainer, "train_step", step),
+        pytest.raises(ValueError, match="loss is nan and") as stopped,
+    ):
+        train(small(Path(folder, "broken")))
+    return {"losses": losses[:8], "mean": histories[-1][0]["train_loss"], "stopped": str(stopped.value)}
 
 
 PLAIN = dict(TINY, data="shapes", epochs=1, batch_size=400, flip=0.0, crop=0, smoothing=0.0, progress=False)
@@ -62,6 +112,16 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         assert rank["history"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
         assert rank["history"][-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     assert len(records_of(tmp_path / "run")) == 1  # only one of the two writes
+    for rank in ranks:
+        assert rank["plain"].keys() == rank["compiled"].keys()
+        for name, tensor in rank["plain"].items():
+            assert torch.allclose(tensor, rank["compiled"][name], atol=1e-5), name
+        plain, compiled = rank["made"][:8], rank["made"][8:]
+        assert plain == [0] * 8 and compiled == [compiled[0]] * 8 and compiled[0] > 0
+    losses = torch.tensor([rank["losses"] for rank in ranks], dtype=torch.float64)  # of eight steps, an epoch
+    assert abs(losses.mean(1).diff()) > 0.05
+    assert ranks[0]["mean"] == ranks[1]["mean"] == pytest.approx(losses.mean().item(), rel=1e-12)
+    assert ranks[0]["stopped"] == ranks[1]["stopped"] and " at step 12 of 24;" in ranks[0]["stopped"]
 
 
 def test_torchrun_trains(tmp_path):
@@ -94,14 +154,31 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert int(found.stdout) < 0.01 * pages
 
 
-def test_a_rank_makes_its_gpu_the_current_one(monkeypatch):
+def test_a_rank_makes_its_gpu_the_current_one_before_it_touches_any(monkeypatch):
     """Also a lone process that was told to use the second GPU."""
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
-    monkeypatch.setattr(processes, "choose_device", lambda name: torch.device(name))
+    touched = []
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(f"current {device}"))
+    monkeypatch.setattr(torch, "empty", lambda size, device: touched.append(f"used {device}"))
     for name, rank, expected in (("cuda", "3", "cuda:3"), ("cuda:1", "0", "cuda:1")):
         monkeypatch.setenv("LOCAL_RANK", rank)
         with processes.join_team(name) as team:
-            assert str(team.device) == expected == chosen[-1]
-    with processes.join_team("cpu"):
-        assert len(chosen) == 2
+            assert str(team.device) == expected
+        assert touched == [f"current {expected}", f"used {expected}"]
+        touched.clear()
+    with processes.join_team("cpu") as team:
+        assert [team.device, processes.choose_device("cuda")] == [torch.device("cpu"), torch.device("cuda")]
+    assert touched == ["used cpu", "used cuda"]  # who only evaluates keeps the current GPU
+
+
+def test_a_gpu_that_is_not_here_is_refused_by_name(monkeypatch):
+    def missing(device):
+        raise RuntimeError("invalid device ordinal\nand a long story")
+
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", missing)
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    with pytest.raises(
+        ValueError, match=r"^device is 'cuda:5'; it must be .* this machine has \(invalid device ordinal\)$"
+    ):
+        processes.join_team("cuda").__enter__()

@@ -9,6 +9,7 @@ import torch
 from minivim.kernels import store
 from numba import cfunc, config, int64, void
 from numba.core.ccallback import CFunc
+from numba.core.errors import NumbaError
 
 SIGNATURE = void(int64)
 compiled_kernels = []  # keeps the machine code alive
@@ -30,10 +31,14 @@ def compile_entry(entry: Callable) -> CFunc:
         return cfunc(SIGNATURE)(entry)
     try:
         return compile_into(folder, entry)
+    except NumbaError:  # the kernel is to blame, not the disk
+        raise
     except Exception as error:  # pickle raises a dozen types at a file cut short, the system its own at a full disk
-        compiled = cfunc(SIGNATURE)(entry)  # if this fails too, the disk was not to blame
         store.discard(folder, error)
-        return compiled
+    try:
+        return compile_into(folder, entry)
+    except OSError:
+        return cfunc(SIGNATURE)(entry)
 
 
 @cache

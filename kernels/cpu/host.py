@@ -2,30 +2,40 @@
 
 import os
 from array import array
+from collections.abc import Iterable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from minivim.kernels.cpu.compile import address
 from minivim.kernels.cpu.lanes import LANES
+from minivim.kernels.cpu.records import Header, pack, pack_walk
 from minivim.kernels.cpu.threads import launch
 from torch import Tensor
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
 # Channels of one task, which share cache lines and their partial sums of dB and dC; more cores need more tasks.
 GROUP = (12 if (os.cpu_count() or 1) <= 4 else 6) * LANES
+ABSENT = pack_walk(0, 0, 0)
 SMALL = 2**15  # multiplications below which waking a second thread costs more than it brings
 
 
-def partition(batch: int, channels: int) -> tuple[int, int]:
-    """(slabs, groups): a task is a slab of the batch and a group of channels, whatever the number of threads."""
-    return min(batch, SLABS), -(-channels // GROUP)
+def header(batch: int, L: int, E: int, groups: int, directions: int = 1) -> Header:
+    """A task is a slab of the batch and a group of channels, whatever the number of threads."""
+    slabs = min(batch, SLABS)
+    return Header(0, slabs * groups, slabs, groups, batch, L, E, directions)
 
 
-def run(module: ModuleType, name: str, dtype: torch.dtype, sizes: list[int], fields: list[int], work: int) -> None:
-    """Hand all tasks to the threads; sizes begin with batch, L, E; work counts multiplications."""
-    slabs, groups = partition(sizes[0], sizes[2])
-    arguments = array("q", [0, slabs * groups, slabs, groups, *sizes, *fields])
-    launch(address(module, name, dtype), arguments, 1 if work < SMALL else slabs * groups)
+def groups_of(channels: int) -> int:
+    return -(-channels // GROUP)
+
+
+def run(
+    module: ModuleType, name: str, dtype: torch.dtype, head: Header, records: Iterable[NamedTuple], work: int
+) -> None:
+    """Hand all tasks to the threads; work counts multiplications."""
+    arguments = array("q", pack(head, *records))
+    launch(address(module, name, dtype), arguments, 1 if work < SMALL else head.tasks)
 
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,12 +45,14 @@ def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def walk(x: Tensor | None, reverse: bool) -> tuple[int, int, int]:
-    """Address of the first step, and the strides from one row of the batch and from one step to the next."""
+def walk(x: Tensor | None, reverse: bool) -> bytes:
+    """The `Walk` through x (batch, L, channels), packed; from its last step to its first if reverse."""
     if x is None:
-        return 0, 0, 0
-    start, (batch, time, _) = x.data_ptr(), x.stride()
-    return (start + (x.shape[1] - 1) * time * x.element_size(), batch, -time) if reverse else (start, batch, time)
+        return ABSENT
+    start, (row, step, _) = x.data_ptr(), x.stride()
+    if reverse:
+        return pack_walk(start + (x.shape[1] - 1) * step * x.element_size(), row, -step)
+    return pack_walk(start, row, step)
 
 
 def pointer(x: Tensor | None) -> int:

@@ -5,6 +5,7 @@
 """
 
 import operator
+from typing import get_type_hints
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
@@ -12,6 +13,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
+
+# Only compiled code calls these functions: without entrances from Python they take less time to compile.
+compiled = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # One cache line of float32 on AVX-512, half of one elsewhere; wider than the processor is legal, only slower.
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
@@ -124,18 +128,24 @@ def pointer(typingctx, address, dtype):
     return types.CPointer(dtype.dtype)(address, dtype), codegen
 
 
-@intrinsic(prefer_literal=True)
-def unpack(typingctx, memory, count):
-    """The first `count` (a constant) numbers at `memory`, as a tuple."""
+def field_type(kind: type):
+    """The numba type of a record's field: a named tuple of such fields, float64, or int64."""
+    if issubclass(kind, tuple):
+        return types.BaseTuple.from_types([field_type(field) for field in get_type_hints(kind).values()], kind)
+    return types.float64 if kind is float else types.int64
+
+
+@intrinsic
+def unpack(typingctx, address, record):
+    """The record at the integer `address`, by its class (see `records.py`), and the address behind it."""
 
     def codegen(context, builder, sig, args):
-        dtype = sig.args[0].dtype
-        indices = [ir.Constant(ir.IntType(64), k) for k in range(count.literal_value)]
-        places = [element(context, builder, args[0], index, dtype) for index in indices]
-        values = [builder.load(place, typ=context.get_value_type(dtype)) for place in places]
+        layout = context.get_value_type(sig.return_type[0])
+        size = ir.Constant(ir.IntType(64), context.get_abi_sizeof(layout))
+        values = [builder.load(builder.inttoptr(args[0], layout.as_pointer())), builder.add(args[0], size)]
         return context.make_tuple(builder, sig.return_type, values)
 
-    return types.UniTuple(memory.dtype, count.literal_value)(memory, count), codegen
+    return types.Tuple([field_type(record.instance_class), types.int64])(types.int64, record), codegen
 
 
 @intrinsic
@@ -151,13 +161,14 @@ def stack(typingctx, count, dtype):
 
 
 @intrinsic
-def next_task(typingctx, counter):
-    """Take a ticket: add one to the integer that `counter` points to, atomically, and return what it was."""
+def take_ticket(typingctx, counter):
+    """Add one to the integer at the address `counter`, atomically, and return what it was."""
 
     def codegen(context, builder, sig, args):
-        return builder.atomic_rmw("add", args[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
-    return types.int64(counter), codegen
+    return types.int64(types.int64), codegen
 
 
 def element(context, builder, memory, index, dtype):
@@ -392,19 +403,19 @@ def where_negative(typingctx, x, a, b):
 LOG2E = 1.4426950408889634
 
 
-@njit
+@compiled
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     return 1.0 / (exp2(x * -LOG2E) + 1.0)
 
 
-@njit
+@compiled
 def softplus(x):
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); log1p(w) = 2 atanh(w / (2 + w)) is accurate for tiny w too."""
     return softplus_and_slope(x)[0]
 
 
-@njit
+@compiled
 def softplus_and_slope(x):
     """softplus(x) and its derivative sigmoid(x), from one exponential."""
     size = absolute(x)

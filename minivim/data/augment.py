@@ -7,6 +7,7 @@ is a function of the generator's seed alone. Images are float (B, 3, H, W); wher
 import hashlib
 import math
 import random
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,13 +21,20 @@ def uniform(count: int, low: float | int, high: float | int, generator: Generato
     return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
 
 
+@cache
+def channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3 1 1"]:
+    """One number a channel, made once a device: a GPU is waited for each time that a list is copied to it."""
+    with torch.inference_mode(False):  # whoever asks first, others may differentiate
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
 def normalise(
     images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "B 3 H W"]:
     """(images - mean) / std channel by channel; bytes are first divided by 255."""
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (mean, std))
+    mean, std = (channels(x, images.dtype, images.device) for x in (mean, std))
     return (images - mean) / std
 
 
@@ -77,8 +85,8 @@ def colour_jitter(images: Float[Tensor, "B 3 H W"], strength: float, generator: 
 
 def luminance(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
     """The grey value of each pixel (ITU-R BT.601 weights)."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
-    return (images * weights[:, None, None]).sum(1, keepdim=True)
+    weights = channels((0.299, 0.587, 0.114), images.dtype, images.device)
+    return (images * weights).sum(1, keepdim=True)
 
 
 def box_masks(

@@ -10,23 +10,36 @@ from dataclasses import dataclass
 from string import Template
 
 from minivim.extras import require
+from minivim.figures.style import with_palette
 
 WIDTH, HEIGHT, DPI = 480, 260, 75  # pixels, pixels, pixels per inch
-COLOURS = 64  # of a frame's palette: enough for lines and text with smooth edges, a third of the bytes of all colours
+PALETTE = 64  # colours of a frame: enough for lines and text with smooth edges, a third of the bytes of all colours
 MOST_FRAMES = 60
 
-# The picture stands in the HTML and only the script adds the controls: a page that runs no scripts shows a picture
-# and no dead buttons. All books of the class are set up, not the script's neighbour, because front ends move scripts.
+STILL = 4  # frames that a page without scripts shows
+
+# The HTML is what a page without scripts shows: a few frames. The script hides them and adds a picture with controls.
+# It takes those frames from there, so that none is stored twice. Widths are attributes because JupyterLab takes styles
+# away from a notebook that is not trusted yet.
+# All books of the class are set up, not the script's neighbour, because front ends move scripts.
 PAGE = Template("""\
 <div class="flipbook-$key" style="max-width: ${width}px">
-<img alt="$name" src="data:image/png;base64,$shown" style="max-width: 100%">
+<div>
+$stills
+<p>This picture moves where scripts run. Here stand $count of its $all frames, side by side.</p>
+</div>
 </div>
 <script>
 (() => {
-  const pictures = $pictures;
+  const others = $others;
   for (const book of document.querySelectorAll(".flipbook-$key:not([data-ready])")) {
     book.dataset.ready = "yes";
-    const image = book.querySelector("img");
+    const stills = [...book.querySelectorAll("img")].map((image) => image.src);
+    const pictures = others.map((other) => other ? "data:image/png;base64," + other : stills.shift());
+    book.firstElementChild.style.display = "none";
+    const image = document.createElement("img");
+    image.alt = $name;
+    image.style.maxWidth = "100%";
     const bar = document.createElement("div");
     bar.style.cssText = "display: flex; gap: 8px; align-items: center";
     bar.innerHTML = '<button type="button"></button><input type="range" min="0" style="flex: 1"><output></output>';
@@ -36,7 +49,7 @@ PAGE = Template("""\
     slider.setAttribute("aria-label", image.alt);
     let timer = null;
     const show = () => {
-      image.src = "data:image/png;base64," + pictures[slider.value];
+      image.src = pictures[slider.value];
       count.textContent = (Number(slider.value) + 1) + " / " + pictures.length;
     };
     const stop = () => { clearInterval(timer); timer = null; button.textContent = "play"; };
@@ -51,7 +64,7 @@ PAGE = Template("""\
       button.textContent = "pause";
     };
     slider.oninput = () => { stop(); show(); };
-    book.append(bar);
+    book.append(image, bar);
     stop();
     show();
   }
@@ -71,24 +84,26 @@ class Flipbook:
         return f"Flipbook({self.name!r})"
 
     def _repr_html_(self) -> str:
-        """Self-contained HTML; without scripts it is the picture in the middle."""
+        """Self-contained HTML; without scripts it is four frames side by side, or all if there are fewer."""
         pictures = [base64.b64encode(frame).decode() for frame in self.frames]
-        middle = len(pictures) // 2
+        last, count = len(pictures) - 1, min(STILL, len(pictures))
+        shown = [round(part * last / (count - 1)) for part in range(count)]
+        name = html.escape(self.name)
+        stills = [
+            f'<img alt="{name}, frame {index + 1} of {len(pictures)}" width="{96 // count}%"'
+            f' src="data:image/png;base64,{pictures[index]}">'
+            for index in shown
+        ]
         return PAGE.substitute(
             key=hashlib.sha256(self.name.encode()).hexdigest()[:8],
-            name=html.escape(self.name),
             width=WIDTH,
-            shown=pictures[middle],
-            pictures=json.dumps(pictures),
-            middle=middle,
+            stills="\n".join(stills),
+            count=count,
+            all=len(pictures),
+            others=json.dumps(["" if index in shown else picture for index, picture in enumerate(pictures)]),
+            name=json.dumps(self.name).replace("<", "\\u003c"),
+            middle=len(pictures) // 2,
         )
-
-
-def with_palette(picture: bytes, colours: int) -> bytes:
-    """A PNG with that many colours at most: a drawing looks the same at a third of the bytes."""
-    image, small = require("PIL.Image", "notebooks").open(io.BytesIO(picture)), io.BytesIO()
-    image.convert("RGB").quantize(colours, dither=0).save(small, "PNG", optimize=True)
-    return small.getvalue()
 
 
 def draw_frame(draw: Callable, value: object) -> bytes:
@@ -99,7 +114,7 @@ def draw_frame(draw: Callable, value: object) -> bytes:
     draw(figure, value)
     raw = io.BytesIO()
     figure.savefig(raw, format="png", dpi=DPI)
-    return with_palette(raw.getvalue(), COLOURS)
+    return with_palette(raw.getvalue(), PALETTE)
 
 
 def flipbook(draw: Callable, values: Iterable, name: str) -> Flipbook:

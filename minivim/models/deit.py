@@ -6,6 +6,7 @@ What differs from Vim is the block: attention, where every token looks at every 
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -55,14 +56,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Each token gets a weighted mean of all; the L x L weights are never stored if `fused`."""
-        B, L, _ = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
+        q, k, v = rearrange(self.qkv(x), "B L (three heads d) -> three B heads L d", three=3, heads=self.num_heads)
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
             weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)  # (B, heads, L, L)
             y = weights @ v
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(rearrange(y, "B heads L d -> B L (heads d)"))
 
 
 class DeiTBlock(nn.Module):

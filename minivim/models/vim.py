@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.checks import check_choice, check_whole
-from minivim.models.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed
+from minivim.models.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, insert_tokens, remove_tokens
 from minivim.models.mamba import SelectiveSSM
 from minivim.ops import Backend, add_rms_norm, bidirectional_conv_silu, bidirectional_scan, choose_backend
 from minivim.ops.norm import EPS
@@ -75,21 +75,21 @@ class VimConfig(BackboneConfig):
         return math.ceil(self.embed_dim / 16) if self.dt_rank is None else self.dt_rank
 
 
-def token_order(config: VimConfig) -> Int64[Tensor, " L"] | None:
-    """For each token of the scan its place in reading order; None for "rows". Class tokens keep their places."""
+def reorder(tokens: Float[Tensor, "B L D"], config: VimConfig, undo: bool = False) -> Float[Tensor, "B L D"]:
+    """From the order of the picture, row by row, to that of the scan, or back (`undo`); class tokens stay in place."""
     if config.scan_order == "rows":
-        return None
-    grid = torch.arange(config.num_patches, device="cpu").view(config.grid_shape)
-    if config.scan_order == "columns":
-        patches = rearrange(grid, "rows columns -> (columns rows)")
-    else:
-        grid[1::2] = grid[1::2].flip(1)
-        patches = grid.flatten()
-    order = torch.arange(config.num_tokens, device="cpu")
-    is_patch = torch.ones(config.num_tokens, dtype=torch.bool, device="cpu")
-    is_patch[list(config.cls_positions)] = False
-    order[is_patch] = order[is_patch][patches]
-    return order
+        return tokens
+    (rows, columns), positions = config.grid_shape, config.cls_positions
+    by_columns = config.scan_order == "columns"
+    patches = remove_tokens(tokens, positions)
+    grid = rearrange(patches, "B (i j) D -> B i j D", i=columns if by_columns and undo else rows)
+    if by_columns:
+        grid = grid.transpose(1, 2)
+    else:  # twice a snake is the picture again
+        is_odd = torch.arange(rows, device=grid.device)[:, None, None] % 2 == 1
+        grid = torch.where(is_odd, grid.flip(2), grid)
+    classes = torch.cat([tokens[:, :0], *(tokens[:, k : k + 1] for k in positions)], dim=1)
+    return insert_tokens(rearrange(grid, "B i j D -> B (i j) D"), classes, positions)
 
 
 class VimMixer(nn.Module):
@@ -157,23 +157,14 @@ class VisionMamba(Backbone):
         self.backend = "auto"
         self.drop_path = DropPath(config.drop_path_rate)
         self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
-        self.register_buffer("token_order", token_order(config), persistent=False)
 
     def embed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The embedded tokens, each patch with the embedding of its place in the picture, in the order of the scan."""
-        tokens = super().embed(image)
-        return tokens if self.token_order is None else tokens.index_select(1, self.token_order)
+        return reorder(super().embed(image), self.config)
 
     def reading_order(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Undo the order of the scan."""
-        return tokens if self.token_order is None else tokens.index_select(1, self.token_order.argsort())
-
-    def resize_to(self, height: int, width: int) -> "VisionMamba":
-        """As `Backbone.resize_to`; the order of the scan follows the new grid."""
-        super().resize_to(height, width)
-        order = token_order(self.config)
-        self.token_order = None if order is None else order.to(self.patch_embed.proj.weight.device)
-        return self
+        return reorder(tokens, self.config, undo=True)
 
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The blocks, a last add, the last norm."""

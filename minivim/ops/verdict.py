@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from minivim.extras import version
 from minivim.files import write_atomically
 from minivim.kernels import store
-from minivim.ops.proof import examine, in_a_child, in_a_thread
 
 FILE = "verdicts.json"
 BORN = os.getpid()
@@ -79,6 +78,8 @@ def remember(name: str, device: torch.device, found: str | None) -> None:
 
 def check(name: str, device: torch.device) -> str | None:
     """Examine now, whatever was found before, and keep the verdict."""
+    from minivim.ops.proof import examine, in_a_child, in_a_thread  # which a process needs once in its life, or never
+
     print(f"minivim: compiling and checking the {name} kernels on {device}; this happens once", file=sys.stderr)
     found = in_a_thread(examine, name, device) if device.type == "cpu" else in_a_child(name, device)
     remember(name, device, found)

@@ -24,6 +24,7 @@ from minivim.data import ImageData, load_data
 from minivim.data.images import LazyImages
 from minivim.models import Backbone
 from minivim.processes import Team, join_team, use_threads
+from minivim.train.compile import check_compiler, compiled
 from minivim.train.prediction import apply_backend, fetch
 from minivim.train.recipes import CONFIG_FILE, TrainConfig, resolve
 from minivim.train.run import BEST_FILE, CURVES_FILE, LAST_FILE, Run
@@ -38,7 +39,7 @@ from minivim.train.step import (
 )
 from minivim.train.tasks import Classification
 
-LOOK_SECONDS = 1.0  # between two looks at the loss, each of which waits for the device
+LOOK_SECONDS = 1.0  # about that long between two looks at the loss, each of which waits for the device
 COUNTERS = ("step", "loss_sum", "seconds", "best", "history")
 
 
@@ -68,7 +69,10 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = self.task.build_model().train()
         self.backend = apply_backend(self.model, config.backend, team.device)
-        self.parallel = DistributedDataParallel(self.model) if team.size > 1 else self.model
+        # What trains is called, not the model: state, average and evaluation know nothing of its wrappers.
+        self.trainee = compiled(self.model) if config.compile else self.model
+        if team.size > 1:
+            self.trainee = DistributedDataParallel(self.trainee)
         self.average = AveragedModel(self.model) if config.ema else None
         self.optimizer = torch.optim.AdamW(
             decay_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
@@ -76,6 +80,7 @@ class Trainer:
         self.generator = torch.Generator(team.device)
         self.step, self.loss_sum, self.seconds, self.best, self.history = 0, 0.0, 0.0, -1.0, []
         self.unseen: list[Tensor] = []  # loss and gradient norm of the steps that nobody has looked at
+        self.next_look, self.looked_at = 0, time.monotonic()
         self.images = data.train_images
         if isinstance(self.images, LazyImages):
             self.images = LazyImages(self.images.items, data.img_size, crop_scale=config.crop_scale, seed=config.seed)
@@ -121,7 +126,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train from the present step to the last; the state is saved between steps only."""
-        saved_at = looked_at = started = time.monotonic()
+        saved_at = self.looked_at = started = time.monotonic()
         seconds_before = self.seconds
         with self.screen.progress_bar(self.step, self.steps) as bar:
             while self.step < self.steps:
@@ -131,10 +136,10 @@ class Trainer:
                     bar.update()
                     if self.step % self.steps_per_epoch == 0:
                         self.end_epoch(bar)
-                    if time.monotonic() - looked_at >= LOOK_SECONDS:
+                    if self.step >= self.next_look:
                         self.look()
-                        looked_at = time.monotonic()
-                    if self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
+                    looked = not self.unseen  # the others look at the same steps, and do not save
+                    if looked and self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
                         self.save_state()
                         saved_at = time.monotonic()
 
@@ -157,7 +162,7 @@ class Trainer:
         images, targets = self.task.prepare(
             to_device(images, device), to_device(labels, device), self.generator.manual_seed(seed)
         )
-        loss = accumulate_gradients(self.parallel, images, targets, config.bf16, config.accumulate, self.task.loss)
+        loss = accumulate_gradients(self.trainee, images, targets, config.bf16, config.accumulate, self.task.loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         self.unseen.append(torch.stack((loss, norm)))
         for group in self.optimizer.param_groups:
@@ -168,11 +173,17 @@ class Trainer:
         self.step += 1
 
     def look(self) -> None:
-        """Fetch the losses since the last look, which waits for the device. ValueError for one that is not finite."""
+        """Fetch the losses since the last look, the mean over all processes, and agree on the step of the next look.
+
+        Waits for the device and for the other processes. ValueError, in all of them, for what is not finite in one.
+        """
         if not self.unseen:
             return
-        first = self.step - len(self.unseen) + 1
-        for step, (loss, norm) in enumerate(torch.stack(self.unseen).tolist(), first):
+        found = torch.stack(self.unseen).cpu()
+        seconds = torch.full((1, 2), time.monotonic() - self.looked_at)
+        *found, (seconds, _) = self.team.mean(torch.cat((found, seconds))).tolist()
+        first = self.step - len(found) + 1
+        for step, (loss, norm) in enumerate(found, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise ValueError(
                     f"loss is {loss} and the gradient's norm {norm:.3g} at step {step} of {self.steps}; both must "
@@ -181,6 +192,10 @@ class Trainer:
                 )
             self.loss_sum += loss
         self.unseen.clear()
+        # At most twice as many steps as since the last one, lest a fast start be taken for the rule.
+        wanted = min(LOOK_SECONDS, self.config.save_seconds) / max(seconds, LOOK_SECONDS / 2)
+        self.next_look = self.step + max(1, round(wanted * len(found)))
+        self.looked_at = time.monotonic()
 
     def rate(self) -> float:
         """The learning rate of the present step."""
@@ -205,9 +220,10 @@ class Trainer:
         if self.leads:
             self.run.append(record)
         self.screen.show(record)
-        if epoch == 1:
-            rest = self.seconds * (self.config.epochs - 1)
-            self.screen.say(f"budget: {self.seconds:.1f} s for the first epoch, about {rest:.0f} s for the rest")
+        if epoch == (2 if self.config.compile else 1):  # the first one of a compiled run is no measure
+            pace = self.seconds - (self.history[-2]["seconds"] if epoch == 2 else 0)
+            rest = pace * (self.config.epochs - epoch)
+            self.screen.say(f"budget: {pace:.1f} s for an epoch, about {rest:.0f} s for the rest")
 
     def open(self) -> None:
         """Start the run's folder, or go on from the state that is in it."""
@@ -249,9 +265,10 @@ class Trainer:
         parameters = sum(p.numel() for p in self.model.parameters())
         cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
         images = len(self.data.train_images)
+        compilation = ", compiled in the first step" if self.config.compile else ""
         self.screen.say(
             f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
-            f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}"
+            f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
         )
         self.screen.say(
             f"{self.data.name}: {images:,} training and {len(self.data.test_labels):,} test images of "
@@ -273,6 +290,8 @@ def train(config: TrainConfig) -> TrainResult:
     if (Path(config.out) / CONFIG_FILE).exists() and not config.resume:  # before the data, which takes a while to load
         raise ValueError(f"out is {config.out!r}, which holds a run; it must be a new folder, or resume be set")
     with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
+        if config.compile:
+            check_compiler(team.device)
         data = load_data(config.data, img_size=config.img_size)
         trainer = Trainer(config, data, team)
         trainer.open()

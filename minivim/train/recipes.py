@@ -99,6 +99,8 @@ class TrainConfig:
 
     backend: str | None = None
     """Backend of the scan: auto, reference, chunked, numba, triton."""
+    compile: bool | None = None
+    """Train with torch.compile: a slow first step, then other draws of drop path; what is evaluated is not compiled."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; None: cuda if there is one."""
     threads: int | None = None
@@ -119,7 +121,7 @@ BASE = TrainConfig(
     data="digits", model="vim_tiny_patch16_224", resume=False, seed=0,
     epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
     ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
-    mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", workers=2, eval_every=1,
+    mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2, eval_every=1,
     save_seconds=30.0, tensorboard=False, progress=True, accumulate=1,
 )  # fmt: skip
 
@@ -146,9 +148,10 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Fields that a resumed run may change: none of them decides what the weights become.
+# Fields that a resumed run may change: how it computes, not what.
 FREE_ON_RESUME = (
-    "resume", "preset", "out", "device", "threads", "workers", "eval_every", "save_seconds", "tensorboard", "progress",
+    "resume", "preset", "out", "compile", "device", "threads", "workers", "eval_every", "save_seconds", "tensorboard",
+    "progress",
 )  # fmt: skip
 
 

@@ -348,7 +348,7 @@ assert ssm.A_log.shape == (E, N) and ssm.D.shape == (E,) and ssm.dt_proj.weight.
 # %% [markdown]
 # ## 7. How exercises work
 #
-# The chapters hold exercises, at least five each from 01 to 04. An exercise is a function whose body says
+# The chapters hold exercises, at least five each. An exercise is a function whose body says
 # `raise NotImplementedError("your turn")`. You replace that line, run the cell, and run the cell below it. That one
 # calls a checker, which tries your function on several inputs and prints one of three things:
 #
@@ -396,20 +396,41 @@ check("00.1", one_step)
 # One line of thought runs through the course: the state equation; how it is made discrete; that it is a convolution;
 # how it can remember for long; how it chooses what to remember; how to run it fast; and how to use it for images.
 #
-# | | chapter | what you build | |
+# | | chapter | what you build | minutes: core, all |
 # |---|---|---|---|
 # | 00 | Start here | a trained digit reader | you are here |
-# | 01 | [State-space models](01_state_space_models.ipynb) | simulator, Kalman filter, smoother | ready |
-# | 02 | [From continuous to discrete](02_discretization.ipynb) | Euler, bilinear, zero-order hold | ready |
-# | 03 | [Recurrence is convolution](03_recurrence_is_convolution.ipynb) | one model, run in two ways | ready |
-# | 04 | [Long memory: HiPPO, S4, DSS, S4D](04_long_memory.ipynb) | a state that remembers a whole signal | ready |
-# | 05 | Selection: Mamba | the selective scan and its block | to come |
-# | 06 | Scans | parallel scans, and the backward pass by hand | to come |
-# | 07 | Kernels | the scan, fast, on CPU and GPU | to come |
-# | 08 | [Vision Mamba](08_vision_mamba.ipynb) | the whole Vim, equal to the official one | ready |
+# | 01 | [State-space models](01_state_space_models.ipynb) | simulator, Kalman filter, smoother | |
+# | 02 | [From continuous to discrete](02_discretization.ipynb) | Euler, bilinear, zero-order hold | |
+# | 03 | [Recurrence is convolution](03_recurrence_is_convolution.ipynb) | one model, run in two ways | |
+# | 04 | [Long memory: HiPPO, S4, DSS, S4D](04_long_memory.ipynb) | a state that remembers a whole signal | |
+# | 05 | [Selection: Mamba](05_selection.ipynb) | the selective scan and its block | 76, 105 |
+# | 06 | [Scans](06_scans.ipynb) | parallel scans, and the backward pass by hand | 81, 99 |
+# | 07 | [Kernels](07_kernels.ipynb) | the scan, fast, on CPU and GPU | 75, 90 |
+# | 08 | [Vision Mamba](08_vision_mamba.ipynb) | the whole Vim, equal to the official one | 86, 97 |
 # | 09 | Training | ablations, NaNs and their cure, CIFAR-10 | to come |
 # | 10 | Vim against DeiT | speed and memory on your machine | to come |
 # | 11 | Looking inside | what the model attends to | to come |
+#
+# From chapter 05 on, each section and exercise says whether it is core or optional.
+#
+# **What many people get wrong**, and where it is met:
+#
+# | one reads or thinks | tried out in |
+# |---|---|
+# | Mamba discretizes $B$ by zero-order hold | 05, section 12 |
+# | $A$, (E, N), is one matrix; `A_log` is the logarithm of $A$ | 05, section 7 |
+# | selection drops or samples tokens | 05, sections 3 and 4 |
+# | $A$ depends on the token; $\bar A$ might as well be made directly | 05, sections 7 and 13 |
+# | Mamba trains as a convolution | 05, section 10 |
+# | any update rule may be scanned in parallel | 06, section 3 |
+# | a parallel scan is less work, so always faster | 06, sections 4, 5 and 7 |
+# | dividing by a cumulative product is the same thing | 06, section 8 |
+# | my gradient test fails, so the scan is wrong | 06, section 11 |
+# | what a masked lane loads does not matter | 07, sections 3 and 6 |
+# | both directions: just flip, along whatever axis | 08, section 9 |
+# | a class token in the middle sees half of the image | 08, section 5 |
+# | a recurrence knows positions, so needs no embedding | 08, sections 3 and 11 |
+# | the convolution must be causal, in images too | 08, section 10 |
 #
 # ## 9. Where Vim wins, and where it loses
 #

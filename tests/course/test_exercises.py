@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,9 @@ MODULES = {path.stem[-2:]: path for path in (ROOT / "minivim" / "course" / "exer
 REGISTERED = {chapter: re.findall(r'@exercise\(\s*"(\d\d\.\d+)"', MODULES[chapter].read_text()) for chapter in MODULES}
 NUMBERS = [number for chapter in sorted(REGISTERED) for number in REGISTERED[chapter]]
 FEWEST = dict.fromkeys(SOURCES, 4) | {f"0{chapter}": 5 for chapter in range(1, 5)}
-FEWEST |= {"00": 0, "08": 0}  # 00 comes before the first chapter; 08 ends with questions to try instead
+FEWEST |= {"00": 0, "05": 9, "06": 8, "07": 7, "08": 6}  # 00 comes before the first chapter
+FEWEST_WRONG = 4  # planted answers to each exercise
+SINGLE = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 DIFFICULTIES = ["recall", "derive", "build", "investigate"]
 CHECK = re.compile(r'check\("(\d\d\.\d+)", (\w+)\)')
 each_exercise = pytest.mark.parametrize("number", NUMBERS)
@@ -110,13 +113,46 @@ def test_the_stub_is_still_to_do(number):
 
 
 @each_exercise
-def test_at_least_two_planted_mistakes_get_their_hint(number):
+def test_the_planted_mistakes_get_their_hint(number):
     planted = wrong_answers(number)
-    assert len(planted) >= 2
+    assert len(planted) >= FEWEST_WRONG
     for answer, hint in planted:
         verdict = judge(number, answer)
         assert verdict.status == "fix", f"{answer.__name__} passed"
         assert re.search(hint, verdict.message), f"{answer.__name__} got no hint {hint!r} but: {verdict.message}"
+
+
+def changed(value, change):
+    """The value with every number and tensor in it changed."""
+    if isinstance(value, dict):
+        return {key: changed(part, change) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(changed(part, change) for part in value)
+    return change(value) if isinstance(value, (bool, int, float, complex, torch.Tensor)) else value
+
+
+def in_numpy(value):
+    """An array, of no dimensions if it is a number."""
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else np.array(value)
+
+
+def in_single(value):
+    """In float32 where it was in float64."""
+    value = torch.from_numpy(np.array(value)) if not isinstance(value, torch.Tensor) else value
+    return value.to(SINGLE.get(value.dtype, value.dtype))
+
+
+@each_exercise
+@pytest.mark.parametrize("change", [in_numpy, in_single])
+def test_the_type_of_a_number_makes_no_answer_wrong_or_right(number, change):
+    def other(answer):
+        return lambda *arguments, **options: changed(answer(*arguments, **options), change)
+
+    verdict = judge(number, other(function(number, True)))
+    assert (verdict.status, verdict.message) == ("ok", "")
+    assert [judge(number, other(answer)).status for answer, _ in wrong_answers(number)] == ["fix"] * len(
+        wrong_answers(number)
+    )
 
 
 @each_exercise
@@ -136,9 +172,11 @@ def test_a_constant_is_not_an_answer_and_stops_nothing(number, constant):
 @each_chapter
 def test_notebook_and_checkers_know_the_same_exercises(chapter):
     here = [number for number, _, _ in exercises_in(chapter)] if chapter in SOURCES else []
+    if chapter == "08" and not here:
+        pytest.skip("chapter 08 has no exercises yet")
     assert here == [each.number for each in exercises_of(chapter)]
     assert here == [f"{chapter}.{count}" for count in range(1, len(here) + 1)]
-    assert len(here) >= FEWEST.get(chapter, 4)
+    assert len(here) >= FEWEST[chapter]
     loose = [
         cell.source for cell in cells(chapter) if cell.cell_type == "code" and re.search(r"\bcheck\(", cell.source)
     ]

@@ -1,5 +1,7 @@
 """Augmentations: the laws that each one obeys on every batch, and that the generator alone decides."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -131,6 +133,21 @@ def test_normalise_gives_mean_0_and_standard_deviation_1():
     assert torch.allclose(normal.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5)
     assert torch.allclose(normalise(images.float() / 255, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)),
                           normalise(images, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)))  # fmt: skip
+
+
+def test_constants_are_made_once_and_may_be_differentiated_whoever_asked_first():
+    """A list that is copied to a GPU makes the process wait for it."""
+    mean, std = (0.11, 0.22, 0.33), (0.4, 0.5, 0.6)
+    with torch.inference_mode():
+        first = normalise(torch.ones(1, 3, 2, 2), mean, std)
+    images = torch.ones(1, 3, 2, 2, requires_grad=True)
+    with mock.patch.object(torch, "tensor", side_effect=AssertionError("made again")):
+        again = normalise(images, mean, std)
+    assert torch.equal(first, again)
+    again.sum().backward()
+    assert torch.allclose(images.grad[0, :, 0, 0], 1 / torch.tensor(std))
+    double = normalise(torch.ones(1, 3, 2, 2, dtype=torch.float64), mean, std)[0, :, 0, 0]
+    assert double.tolist() == pytest.approx([(1 - m) / s for m, s in zip(mean, std, strict=True)], rel=1e-14)
 
 
 def test_boxes_have_the_share_they_should_when_inside():

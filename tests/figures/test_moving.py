@@ -1,5 +1,6 @@
 """The flipbook: frames that turn in a browser, stand still without scripts, and are the same bytes in every run."""
 
+import base64
 import io
 import re
 
@@ -56,14 +57,24 @@ def pixels(picture):
                 yield column, row
 
 
-def test_the_page_needs_no_network_and_no_script_to_show_the_middle(book):
+@pytest.mark.parametrize(("count", "shown"), [(2, [1, 2]), (3, [1, 2, 3]), (5, [1, 2, 4, 5]), (12, [1, 5, 8, 12])])
+def test_a_page_without_scripts_shows_four_frames_and_says_so(count, shown):
+    book = flipbook(draw, range(1, count + 1), "a line that rises")
     page = book._repr_html_()
     still = without_scripts(page)
-    assert "http" not in page and "//" not in re.sub(r"iVBORw0KGgo[A-Za-z0-9+/=]*", "", page)
-    shown = re.findall(r'<img alt="(.*?)" src="data:image/png;base64,(.*?)"', still)
-    assert len(shown) == 1 and shown[0][0] == "a line that rises"
-    assert page.count(shown[0][1]) == 2  # once for pages without scripts, once among the frames
+    stills = re.findall(r'<img alt="a line that rises, frame (\d+) of (\d+)" width="(\d+)%"\s+src="(.*?)"', still)
+    assert [(int(index), int(of)) for index, of, _, _ in stills] == [(index, count) for index in shown]
+    assert 90 <= sum(int(width) for _, _, width, _ in stills) <= 100
+    assert f"{len(shown)} of its {count} frames" in still
     assert "<button" not in still and "<input" not in still
+    frames = [base64.b64encode(frame).decode() for frame in book.frames]
+    assert [url for _, _, _, url in stills] == [f"data:image/png;base64,{frames[index - 1]}" for index in shown]
+    assert all(page.count(frame) == 1 for frame in frames)  # none is stored twice
+
+
+def test_the_page_needs_no_network(book):
+    page = book._repr_html_()
+    assert "http" not in page and "//" not in re.sub(r"iVBORw0KGgo[A-Za-z0-9+/=]*", "", page)
 
 
 def test_a_name_cannot_break_the_page():
@@ -105,9 +116,12 @@ def test_the_frames_turn_in_a_browser(book, chromium, tmp_path):  # noqa: F811 (
         faults = []
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(path.as_uri())
-        sources = "() => [...document.querySelectorAll('img')].map(image => image.src)"
+        sources = (
+            "() => [...document.querySelectorAll('[class^=flipbook]')].map(book => book.lastChild.previousSibling.src)"
+        )
         middle, untouched = page.evaluate(sources)
         assert middle == untouched and page.locator("output").all_inner_texts() == ["3 / 5", "3 / 5"]
+        assert page.locator("img").count() == 10 and page.locator("img:visible").count() == 2  # the stills are hidden
         page.locator("input").first.fill("4")
         assert page.locator("output").all_inner_texts() == ["5 / 5", "3 / 5"]
         assert page.evaluate(sources)[0] != middle and page.evaluate(sources)[1] == middle
@@ -117,6 +131,6 @@ def test_the_frames_turn_in_a_browser(book, chromium, tmp_path):  # noqa: F811 (
         assert page.locator("button").all_inner_texts() == ["play", "play"]
         still = browser.new_context(java_script_enabled=False).new_page()
         still.goto(path.as_uri())
-        assert still.locator("img").first.get_attribute("src") == middle and still.locator("button").count() == 0
+        assert still.locator("img:visible").count() == 8 and still.locator("button").count() == 0
         browser.close()
     assert faults == []

@@ -92,7 +92,7 @@ def mirrored(grid, rows):
 
 
 @pytest.mark.parametrize("size", [(12, 8), (8, 12), (20, 4), (4, 20)])
-@pytest.mark.parametrize("cls_token", ["middle", "double", "none"])
+@pytest.mark.parametrize("cls_token", ["middle", "head", "double", "none"])
 def test_snake_is_rows_of_a_picture_whose_odd_rows_are_mirrored(cls_token, size):
     vim = model(scan_order="snake", cls_token=cls_token, img_size=size)
     rows = with_state_of(vim, scan_order="rows", cls_token=cls_token, img_size=size)
@@ -120,7 +120,19 @@ def test_an_order_follows_a_new_size_and_is_no_part_of_the_weights(order, unchec
     assert torch.equal(resized(x), fresh(x))
     traced = torch.compile(resized, fullgraph=True, backend="eager")
     torch.testing.assert_close(traced(x), fresh(x))
-    assert vim.to("meta").token_order.device.type == "meta"
+    exported = torch.export.export(resized, (x,))
+    torch.testing.assert_close(exported.module()(x), fresh(x))
+
+
+@pytest.mark.parametrize("order", ["rows", "columns", "snake"])
+def test_a_model_made_without_memory_is_whole_once_it_has_weights(order):
+    """Nothing but parameters has to be filled: no buffer holds what the configuration says already."""
+    made, x = model(scan_order=order), images()
+    with torch.device("meta"):
+        empty = VisionMamba(made.config)
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(made.state_dict())
+    assert torch.equal(filled.eval()(x), made(x))
 
 
 def test_without_position_embedding_nothing_is_added():

@@ -135,7 +135,7 @@ def test_on_a_gpu_a_child_decides_and_triton_is_what_auto_takes(fresh, monkeypat
     monkeypatch.setitem(implementations.INSTALLED, "triton", True)
     monkeypatch.setattr(verdict, "accelerator", lambda device: "a GPU")
     asked = []
-    monkeypatch.setattr(verdict, "in_a_child", lambda name, device: asked.append((name, str(device))))
+    monkeypatch.setattr(proof, "in_a_child", lambda name, device: asked.append((name, str(device))))
     assert verdict.holds("triton", "cuda", 1, False)
     assert verdict.holds("triton", "cuda", 1, False)
     assert asked == [("triton", "cuda:1")]

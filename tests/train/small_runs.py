@@ -7,6 +7,7 @@ import torch
 
 from minivim.data import ImageData, channel_statistics
 from minivim.models import checkpoints
+from minivim.train.loop import Trainer
 from minivim.train.recipes import TrainConfig
 
 TINY = {
@@ -72,3 +73,15 @@ def same(a, b) -> bool:
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def cut_after(monkeypatch, steps: int) -> None:
+    """Let `train_step` raise InterruptedError instead of doing step number `steps`."""
+    original = Trainer.train_step
+
+    def step(self, images, labels):
+        if self.step == steps:
+            raise InterruptedError
+        original(self, images, labels)
+
+    monkeypatch.setattr(Trainer, "train_step", step)

@@ -13,9 +13,9 @@ import torch
 import minivim.train.loop as train_module
 from minivim.data import ImageData
 from minivim.data.images import LazyImages
-from minivim.train.loop import Trainer, train
+from minivim.train.loop import train
 from minivim.train.recipes import TrainConfig, resolve
-from tests.train.small_runs import records_of, same, small, small_bundle, tensors_of
+from tests.train.small_runs import cut_after, records_of, same, small, small_bundle, tensors_of
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -41,18 +41,6 @@ def test_lazy_images_train_through_workers_and_resume_alike(small_data, tmp_path
     train(small(tmp_path, resume=True, **changes))
     for name, tensor in tensors_of(whole.out).items():
         assert torch.equal(tensor, tensors_of(tmp_path / "b")[name]), name
-
-
-def cut_after(monkeypatch, steps: int) -> None:
-    """Let `train_step` raise InterruptedError instead of doing step number `steps`."""
-    original = Trainer.train_step
-
-    def step(self, images, labels):
-        if self.step == steps:
-            raise InterruptedError
-        original(self, images, labels)
-
-    monkeypatch.setattr(Trainer, "train_step", step)
 
 
 @pytest.mark.parametrize("cut", [3, 8, 13])  # within the first epoch; at its end; within the second

@@ -3,7 +3,8 @@
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
 from minivim.kernels.cpu.conv import loops
-from minivim.kernels.cpu.host import partition, rows, walk
+from minivim.kernels.cpu.host import groups_of, header, rows, walk
+from minivim.kernels.cpu.records import Conv, ConvGradient
 from minivim.kernels.operators import compute_dtype
 from torch import Tensor
 
@@ -14,8 +15,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
     x_rows, w, bias = rows(x, dtype), weight.to(dtype).contiguous(), rows(bias, dtype)
     y = x_rows.new_empty(batch, L, E)
-    fields = [*walk(x_rows, reverse), *walk(y, reverse), w.data_ptr(), bias.data_ptr()]
-    host.run(loops, "forward", dtype, [batch, L, E, K], fields, batch * L * E * K)
+    record = Conv(K=K, x=walk(x_rows, reverse), weight=w.data_ptr(), bias=bias.data_ptr(), y=walk(y, reverse))
+    host.run(loops, "forward", dtype, header(batch, L, E, groups_of(E)), [record], batch * L * E * K)
     return y.to(x.dtype)
 
 
@@ -30,9 +31,18 @@ def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: 
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
     x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).contiguous()
     bias_row = rows(bias, dtype)
-    dx, sums = x_rows.new_empty(batch, L, E), x_rows.new_empty(partition(batch, E)[0], K + 1, E)
-    steps = [*walk(x_rows, reverse), *walk(dy, reverse), w.data_ptr(), bias_row.data_ptr(), *walk(dx, reverse)]
-    host.run(loops, "backward", dtype, [batch, L, E, K], [*steps, sums.data_ptr()], batch * L * E * K)
+    head = header(batch, L, E, groups_of(E))
+    dx, sums = x_rows.new_empty(batch, L, E), x_rows.new_empty(head.slabs, K + 1, E)
+    record = ConvGradient(
+        K=K,
+        x=walk(x_rows, reverse),
+        weight=w.data_ptr(),
+        bias=bias_row.data_ptr(),
+        dy=walk(dy, reverse),
+        dx=walk(dx, reverse),
+        sums=sums.data_ptr(),
+    )
+    host.run(loops, "backward", dtype, head, [record], batch * L * E * K)
     total = sums.sum(0)
     return dx.to(x.dtype), total[:K].t().contiguous().to(weight.dtype), total[K].clone().to(bias.dtype)
 

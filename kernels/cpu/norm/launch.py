@@ -1,18 +1,17 @@
 """Add and RMSNorm on the CPU as a PyTorch operator: autograd, torch.compile and torch.export see one opaque op."""
 
-import struct
-
 import torch
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
-from minivim.kernels.cpu.host import partition, pointer
+from minivim.kernels.cpu.host import pointer
 from minivim.kernels.cpu.norm import loops
+from minivim.kernels.cpu.records import Header, Norm, NormGradient
 from torch import Tensor
 
 
-def sizes(x: Tensor) -> list[int]:
-    """Rows, D, and one group of channels."""
-    return [x.numel() // x.shape[-1], x.shape[-1], 1]
+def header(x: Tensor) -> Header:
+    """Slabs of the rows, which are never cut."""
+    return host.header(x.numel() // x.shape[-1], 1, x.shape[-1], groups=1)
 
 
 def rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -25,9 +24,16 @@ def add_norm(update: Tensor, residual: Tensor | None, weight: Tensor, eps: float
     dtype = torch.promote_types(update.dtype, torch.float32)
     update, residual, w = (rows(x, dtype) for x in (update, residual, weight))
     total, y, scales = torch.empty_like(update), torch.empty_like(update), update.new_empty(update.shape[:-1])
-    fields = [pointer(x) for x in (update, residual, w, total, y, scales)]
-    fields.append(*struct.unpack("q", struct.pack("d", eps)))
-    host.run(loops, "forward", dtype, sizes(update), fields, update.numel())
+    record = Norm(
+        update=update.data_ptr(),
+        residual=pointer(residual),
+        weight=w.data_ptr(),
+        total=total.data_ptr(),
+        y=y.data_ptr(),
+        scales=scales.data_ptr(),
+        eps=eps,
+    )
+    host.run(loops, "forward", dtype, header(update), [record], update.numel())
     return y.to(weight.dtype), total, scales
 
 
@@ -45,10 +51,19 @@ def add_norm_backward(
     """The gradients of the sum, which update and residual share, and of the weight."""
     dtype = total.dtype
     w, dy, dtotal = (rows(x, dtype) for x in (weight, dy, dtotal))
-    dr, dw = torch.empty_like(total), total.new_empty(partition(sizes(total)[0], 1)[0], total.shape[-1])
-    fields = [pointer(x) for x in (total, w, scales, dy, dtotal, dr, dw)]
-    host.run(loops, "backward", dtype, sizes(total), fields, total.numel())
-    return dr, dw.sum(0).to(weight.dtype)
+    head = header(total)
+    dr, sums = torch.empty_like(total), total.new_empty(head.slabs, head.E)
+    record = NormGradient(
+        total=total.data_ptr(),
+        weight=w.data_ptr(),
+        scales=scales.data_ptr(),
+        dy=dy.data_ptr(),
+        dtotal=pointer(dtotal),
+        dr=dr.data_ptr(),
+        sums=sums.data_ptr(),
+    )
+    host.run(loops, "backward", dtype, head, [record], total.numel())
+    return dr, sums.sum(0).to(weight.dtype)
 
 
 @add_norm_backward.register_fake

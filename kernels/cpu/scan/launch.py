@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
-from minivim.kernels.cpu.host import partition, pointer, rows, walk
+from minivim.kernels.cpu.host import groups_of, header, pointer, rows, walk
+from minivim.kernels.cpu.records import Scan, ScanGradient, ScanSums, pack_walk
 from minivim.kernels.cpu.scan import backward as backward_loops
 from minivim.kernels.cpu.scan import forward as forward_loops
-from minivim.kernels.cpu.scan.forward import CHUNK, RECORD
+from minivim.kernels.cpu.scan.forward import CHUNK
 from minivim.kernels.operators import compute_dtype
 from torch import Tensor
 
@@ -47,36 +48,43 @@ def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction
     return Direction(u, delta, A.to(dtype), B, C, D, bias, softplus, reverse)
 
 
-def forward_record(part: Direction, z, out, state, index: int, share: int, fresh: bool) -> list[int]:
-    """The fields of `forward.py` that both passes read; state (B, 1 or chunks + 1, N, E)."""
-    back = part.reverse
-    arrays = [field for x in (part.u, part.delta, z, out, part.B, part.C) for field in walk(x, back)]
-    between = state.stride(1) if state.shape[1] > 1 else 0
-    vectors = [part.A.data_ptr(), pointer(part.D), pointer(part.bias), state.data_ptr(), state.stride(0), between]
-    return [*arrays, *vectors, part.softplus, index > 0, share, *part.A.stride(), part.A.shape[1], fresh]
-
-
-def run(module, name: str, parts: list[Direction], records: list[list[int]]) -> None:
-    """One launch for all directions."""
-    (batch, L, E), N = parts[0].u.shape, padded(parts[0].A)
-    fields = [field for record in records for field in record + [0] * (RECORD - len(record))]
-    sizes = [batch, L, E, N, len(parts)]
-    host.run(module, name, parts[0].u.dtype, sizes, fields, batch * L * E * N * len(parts))
+def record(part: Direction, z, out, state, index: int, share: int, fresh: bool) -> Scan:
+    """What both passes read; state (B, 1 or chunks + 1, N, E)."""
+    back, between = part.reverse, state.stride(1) if state.shape[1] > 1 else 0
+    return Scan(
+        N=padded(part.A),
+        states=part.A.shape[1],
+        u=walk(part.u, back),
+        delta=walk(part.delta, back),
+        z=walk(z, back),
+        out=walk(out, back),
+        B=walk(part.B, back),
+        C=walk(part.C, back),
+        A=pack_walk(part.A.data_ptr(), *part.A.stride()),
+        D=pointer(part.D),
+        bias=pointer(part.bias),
+        state=pack_walk(state.data_ptr(), state.stride(0), between),
+        softplus=part.softplus,
+        accumulate=index > 0,
+        share=share,
+        fresh=fresh,
+    )
 
 
 def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> tuple[Tensor, Tensor]:
     """out (B, L, E) and the states (directions, B, 1 or chunks + 1, N, E), of which the last is the final one."""
     u = parts[0].u
-    batch, L, E = u.shape
-    states = u.new_empty(len(parts), batch, slots(L, save), padded(parts[0].A), E)
+    (batch, L, E), N = u.shape, padded(parts[0].A)
+    states = u.new_empty(len(parts), batch, slots(L, save), N, E)
     if initial_state is not None:
         states[0, :, 0] = pad_states(initial_state, u.dtype).transpose(1, 2)
     z = None if z is None else rows(z, u.dtype)
     out = u.new_empty(batch, L, E)
     fresh = initial_state is None
-    records = [forward_record(part, None, out, states[i], i, 1, fresh) for i, part in enumerate(parts[:-1])]
-    records.append(forward_record(parts[-1], z, out, states[-1], len(parts) - 1, len(parts), fresh))
-    run(forward_loops, "forward", parts, records)
+    records = [record(part, None, out, states[i], i, 1, fresh) for i, part in enumerate(parts[:-1])]
+    records.append(record(parts[-1], z, out, states[-1], len(parts) - 1, len(parts), fresh))
+    head = header(batch, L, E, groups_of(E), len(parts))
+    host.run(forward_loops, "forward", u.dtype, head, records, batch * L * E * N * len(parts))
     return out.to(out_dtype), states
 
 
@@ -84,35 +92,51 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
     """For each direction (du, ddelta, dA, dB, dC, dD, dbias, dh0), and dz."""
     u, states_of_A = parts[0].u, parts[0].A.shape[1]
     (batch, L, E), N, dtype = u.shape, padded(parts[0].A), u.dtype
-    slabs, groups = partition(batch, E)
+    head = header(batch, L, E, groups_of(E), len(parts))
+    slabs, groups = head.slabs, head.groups
     z, dout = None if z is None else rows(z, dtype), rows(dout, dtype)
     dz = None if z is None else u.new_empty(batch, L, E)
     records, gradients, targets = [], [], []
     for i, part in enumerate(parts):
+        back = part.reverse
         du, ddelta = u.new_empty(batch, L, E), u.new_empty(batch, L, E)
         sums = u.new_empty(2, groups, batch, L, N)  # dB and dC of each group of channels
         totals = u.new_empty(slabs, N + 2, E)  # dA, dD and dbias of each part of the batch
         dh = u.new_empty(batch, N, E)
         if dlast is not None:
             dh.copy_(pad_states(dlast, dtype).transpose(1, 2))
-        start, step_b, step_t = walk(du, part.reverse)
-        shift = start - du.data_ptr()
-        fields = [start, ddelta.data_ptr() + shift, 0 if dz is None else dz.data_ptr() + shift, step_b, step_t]
-        dB, sum_b, sum_t = walk(sums[0, 0], part.reverse)
-        group, row = batch * L * N, E * totals.element_size()
-        fields += [dB, dB + groups * group * totals.element_size(), group, sum_b, sum_t]
-        dA = totals.data_ptr()
-        fields += [dA, dh.data_ptr(), dA + N * row, dA + (N + 1) * row, dlast is None]
+        records.append(record(part, z, None, states[i], i, len(parts), dlast is None))
         records.append(
-            [*forward_record(part, z, None, states[i], i, len(parts), False), *walk(dout, part.reverse), *fields]
+            ScanGradient(
+                dout=walk(dout, back),
+                du=walk(du, back),
+                ddelta=walk(ddelta, back),
+                dz=walk(dz, back),
+                dB=walk(sums[0, 0], back),
+                dC=groups * batch * L * N,
+                group=batch * L * N,
+                totals=totals.data_ptr(),
+                dh=dh.data_ptr(),
+            )
         )
         shapes = ((E, states_of_A), (batch, L, states_of_A), (batch, L, states_of_A), (E,), (E,))
         dA, dB, dC, dD, dbias = (u.new_empty(shape) for shape in shapes)
-        targets.append([pointer(x) for x in (sums, dB, dC, totals, dA, dD, dbias)])
+        targets.append(
+            ScanSums(
+                N=N,
+                states=states_of_A,
+                parts=sums.data_ptr(),
+                dB=dB.data_ptr(),
+                dC=dC.data_ptr(),
+                totals=totals.data_ptr(),
+                dA=dA.data_ptr(),
+                dD=dD.data_ptr(),
+                dbias=dbias.data_ptr(),
+            )
+        )
         gradients.append((du, ddelta, dA, dB, dC, dD, dbias, dh[:, :states_of_A].transpose(1, 2), sums, totals))
-    run(backward_loops, "backward", parts, records)
-    sizes = [batch, L, E, N, len(parts), states_of_A]
-    host.run(backward_loops, "reduce", dtype, sizes, sum(targets, []), groups * batch * L * N)
+    host.run(backward_loops, "backward", dtype, head, records, batch * L * E * N * len(parts))
+    host.run(backward_loops, "reduce", dtype, head, targets, groups * batch * L * N)
     return [each[:8] for each in gradients], dz
 
 

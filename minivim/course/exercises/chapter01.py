@@ -47,14 +47,14 @@ def text(tensor: Float[Tensor, "..."]) -> str:
 def simulator(answer: Callable) -> None:
     """The outputs y (L, P) from the start, the inputs and both noises."""
     for seed in SEEDS:
-        model, generator = random_model(seed, P=2)
+        model, generator = random_model(seed, N=2 + seed, M=1 + seed % 2, P=3 - seed)
         u = random_input(model, 4 + seed, generator)
         h, y = simulate(model, u, generator)
         A, B, C, D, _, _ = model.at(0)
         w = torch.cat((h[1:] - h[:-1] @ A.mT - u[:-1] @ B.mT, torch.zeros_like(h[:1])))  # the last one is never seen
         v = y - h @ C.mT - u @ D.mT
 
-        def outputs(A: Tensor, w: Tensor, start: Tensor, late: bool, B=B, C=C, D=D, u=u, v=v) -> Tensor:
+        def outputs(A: Tensor, w: Tensor, start: Tensor, late: bool, B: Tensor = B, C=C, D=D, u=u, v=v) -> Tensor:
             """y of the loop, with the state read before (or, if late, after) it is moved."""
             states = [start]
             for t in range(len(u)):
@@ -64,6 +64,7 @@ def simulator(answer: Callable) -> None:
         causes = {
             "y[t] must be read from h[t], before the state moves on to h[t+1]": outputs(A, w, h[0], late=True),
             "w is missing: it is added when the state moves": outputs(A, 0 * w, h[0], late=False),
+            "B u[t] is missing: it is added when the state moves": outputs(A, w, h[0], late=False, B=0 * B),
             "v is missing: it is added to every measurement": y - v,
             "D u[t] is missing in the measurement": y - u @ D.mT,
             "you used A transposed (h @ A); write A @ h": outputs(A.mT, w, h[0], late=False),
@@ -76,7 +77,7 @@ def simulator(answer: Callable) -> None:
 @exercise("01.2", "Fuse two numbers")
 def fuse(answer: Callable) -> None:
     """(mean, variance) of a state known as N(mean, variance) after a measurement y with variance R, as floats."""
-    for mean, variance, y, R in [(10.0, 4.0, 13.0, 2.0), (0.0, 1.0, 5.0, 9.0), (-2.0, 0.5, -3.0, 0.1)]:
+    for mean, variance, y, R in [(10.0, 4.3, 13.0, 2.0), (0.0, 1.7, 5.0, 9.0), (-2.0, 0.5, -3.0, 0.1)]:
         parts = ([[1.0]], [[1.0]], [[1.0]], [[0.0]], [[0.0]], [[R]], [mean], [[variance]])
         model = LinearGaussian(*(torch.tensor(part, dtype=torch.float64) for part in parts))
         one = torch.tensor([[y]], dtype=torch.float64)
@@ -90,6 +91,7 @@ def fuse(answer: Callable) -> None:
                 mean + (1 - gain) * (y - mean),
                 gain * variance,
             ),
+            "the difference is y - mean; yours is mean - y": (mean - gain * (y - mean), both),
             "this is the plain average; weigh by how sure each one is": ((mean + y) / 2, both),
             "the mean is right; variances do not add here, their inverses do": (expected[0], variance + R),
             "the mean is right; the variance is upside down, it is 1 / (1/variance + 1/R)": (expected[0], 1 / both),
@@ -116,7 +118,7 @@ def fuse(answer: Callable) -> None:
 def predict(answer: Callable) -> None:
     """(mean, covariance) of h[t+1] from those of h[t]."""
     for seed in SEEDS:
-        model, generator = random_model(seed)
+        model, generator = random_model(seed, N=2 + seed, M=1 + seed % 2)
         A, B, _, _, Q, _ = model.at(0)
         u = random_input(model, 1, generator)
         blind = replace(model, C=0 * model.C)  # a measurement that sees nothing leaves only the prediction
@@ -151,6 +153,8 @@ def correct(answer: Callable) -> None:
         gain = P @ C.mT @ torch.linalg.inv(C @ P @ C.mT + R)
         without = P @ C.mT @ torch.linalg.pinv(C @ P @ C.mT)
         unscaled, innovation = P @ C.mT, y[0] - C @ m
+        over_noise = unscaled @ torch.linalg.inv(R)
+        late = covariance @ C.mT @ torch.linalg.inv(C @ covariance @ C.mT + R)
         causes = {
             "you forgot R in S = C P C^T + R": (m + without @ innovation, P - without @ C @ P),
             "R does not belong to the new covariance: it is in S, and so in the gain": (
@@ -161,6 +165,14 @@ def correct(answer: Callable) -> None:
             "the surprise is y - C m; yours is C m - y": (m - gain @ innovation, covariance),
             "the covariance must shrink: P - K C P, not P + K C P": (mean, P + gain @ C @ P),
             "the covariance is still the one before the measurement": (mean, P),
+            "the gain is divided by S = C P C^T + R, not by R alone": (
+                m + over_noise @ innovation,
+                P - over_noise @ C @ P,
+            ),
+            "the gain of the mean needs the covariance before the measurement; yours was overwritten": (
+                m + late @ innovation,
+                covariance,
+            ),
             "the gain P C^T must be divided by S": (m + unscaled @ innovation, P - unscaled @ C @ P),
         }
         if len(R) == 1:  # else the shapes do not fit
@@ -224,6 +236,7 @@ def step_back(answer: Callable) -> None:
 def follow(model: LinearGaussian, y: list[float | None], mistake: str = "") -> tuple[Tensor, Tensor]:
     """The means (L, N) after and before each step's correction, by a filter that makes the mistake."""
     A, _, C, _, Q, R = model.at(0)
+    Q, R = Q * (mistake != "no Q"), R * (mistake != "no R")
     mean, covariance, means, before = model.mean, model.covariance, [], []
     for t, each in enumerate(y):
         if mistake == "early" or t > 0 and not (mistake == "frozen" and y[t - 1] is None):
@@ -247,6 +260,8 @@ def gap_causes(model: LinearGaussian, y: list[float | None]) -> dict[str, Tensor
         "mean and covariance are those of h[0]: the first step is a correction, not a prediction": "early",
         "0.0 is a measurement, too, and `if y[t]` skips it: ask whether y[t] is None": "falsy",
         "without a measurement, the covariance is not corrected either": "sure",
+        "Q is missing: each prediction makes the covariance wider": "no Q",
+        "R is missing: no measurement is exact": "no R",
     }
     means, before = follow(model, y)
     wrong = {cause: follow(model, y, mistake)[0] for cause, mistake in causes.items()}
@@ -266,7 +281,7 @@ def gaps(answer: Callable) -> None:
         y = simulate(model, u, generator)[1]
         y[5] = 0
         seen = torch.ones(7, 1, 1, dtype=torch.float64)
-        seen[[1, 2, 4 - seed % 2]] = 0
+        seen[[1, 2, 4 - seed % 2, *[0] * (seed == 2)]] = 0
         expected = kalman_filter(replace(model, C=seen * model.C), u, y).mean
         measured = [y[t].item() if seen[t] else None for t in range(7)]
         A, _, C, _, Q, R = model.at(0)
@@ -280,47 +295,66 @@ def unseen(answer: Callable) -> None:
     """For each sensor, how many directions of the state it never sees."""
     pushed = torch.tensor([[1.0, 1.0, 0.5], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     pair = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.2, 0.9]], dtype=torch.float64)
-    readings = {"position": [[1, 0, 0]], "speed": [[0, 1, 0]], "push": [[0, 0, 1]], "two": [[0, 1, 0], [0, 0, 1]]}
-    sensors = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in readings.items()}
-    for A in (pushed, pair):
-        rank = torch.linalg.matrix_rank
+    three = {"position": [[1, 0, 0]], "speed": [[0, 1, 0]], "push": [[0, 0, 1]], "two": [[0, 1, 0], [0, 0, 1]]}
+    four = [[0.0, 0.0, 0.5, 0.5], [1.0, 0.0, 0.5, 0.0], [0.0, 0.0, 0.5, 0.5], [-0.5, 0.0, -0.5, 0.0]]  # no inverse
+    readings_of_four = {"a sum": [[0, 0, 1, 1]], "a difference": [[0, 1, 0, -1]], "two": [[0, 0, 1, 0], [1, 0, 0, 2]]}
+    rank = torch.linalg.matrix_rank
+    for A, readings in ((pushed, three), (pair, three), (torch.tensor(four, dtype=torch.float64), readings_of_four)):
+        sensors = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in readings.items()}
+        N = len(A)
         ranks = {name: int(rank(observability(A, C))) for name, C in sensors.items()}
         causes = {
             "these are the directions that are seen (the rank); count those that are not": ranks,
             "you looked at C alone: what is hidden now may show after the next steps": {
-                name: 3 - int(rank(C)) for name, C in sensors.items()
+                name: N - int(rank(C)) for name, C in sensors.items()
             },
             "two steps are not enough: with N states, N measurements are needed": {
-                name: 3 - int(rank(torch.cat((C, C @ A)))) for name, C in sensors.items()
+                name: N - int(rank(torch.cat((C, C @ A)))) for name, C in sensors.items()
+            },
+            "the rows begin with C itself, not with C A": {
+                name: N - int(rank(observability(A, C @ A))) for name, C in sensors.items()
+            },
+            "a state that moves nothing alone may still be hidden in a sum: count the rank, not empty columns": {
+                name: int((observability(A, C) == 0).all(0).sum()) for name, C in sensors.items()
+            },
+            "the next block is the one before times A: C A A, not the square of C A": {
+                name: N - int(rank(torch.cat([C, *((C @ A) ** power for power in range(1, N))])))
+                for name, C in sensors.items()
+            },
+            "N is the number of states, len(A), not 3": {
+                name: N - int(rank(observability(A, C)[: 3 * len(C)])) for name, C in sensors.items()
             },
             "N is the number of states, len(A), not the number of rows": {
-                name: 3 * len(C) - ranks[name] for name, C in sensors.items()
+                name: N * len(C) - ranks[name] for name, C in sensors.items()
             },
             "you used A transposed: the rows are C, C A, C A A": {
-                name: 3 - int(rank(observability(A.mT, C))) for name, C in sensors.items()
+                name: N - int(rank(observability(A.mT, C))) for name, C in sensors.items()
             },
         }
         found = answer(A, dict(sensors))
-        expected = {name: 3 - ranks[name] for name in sensors}
+        expected = {name: N - ranks[name] for name in sensors}
         compare(found, expected, "the unseen directions", given=f"A = {text(A)}", causes=causes)
 
 
 @exercise("01.8", "How much does it slip?")
 def slip(answer: Callable) -> None:
     """The level q, out of a list, for which the measurements are most likely under Q = q * unit."""
-    levels = [0.001, 0.03, 1.0, 30.0]
+    levels = [0.003, 0.02, 0.15, 0.6, 2.5, 12.0]
     values = {"A": [[1, 1], [0, 1]], "B": [[0.5], [1]], "C": [[1, 0]], "D": [[0]], "R": [[4]]}
     values |= {"mean": [0, 0], "covariance": [[1, 0], [0, 1]]}
     parts = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     unit = torch.tensor([[0, 0], [0, 1]], dtype=torch.float64)
     models = {level: LinearGaussian(**parts, Q=level * unit) for level in levels}
-    for seed, true in enumerate((1.0, 0.03, 0.001)):
+    for seed, true in ((1, 2.5), (6, 2.5), (7, 0.6), (4, 0.02)):
         generator = torch.Generator().manual_seed(seed)
         u = random_input(models[true], 40, generator)
         y = simulate(models[true], u, generator)[1]
         filtered = [kalman_filter(model, u, y) for model in models.values()]
         scores = [each.log_likelihood.item() for each in filtered]
         left = [(y - each.mean[:, :1]).square().mean().item() for each in filtered]
+        surprise = [(y - each.predicted_mean[:, :1]).square().mean().item() for each in filtered]
+        everywhere = [replace(model, Q=level * torch.eye(2, dtype=torch.float64)) for level, model in models.items()]
+        scores_everywhere = [kalman_filter(model, u, y).log_likelihood.item() for model in everywhere]
         likeliest = levels[scores.index(max(scores))]
         causes = {
             "this is the least likely level; the largest log-likelihood is asked for": levels[
@@ -328,6 +362,10 @@ def slip(answer: Callable) -> None:
             ],
             "the filter that believes every measurement stays closest to them, whatever the truth; "
             "compare log-likelihoods": levels[left.index(min(left))],
+            "the smallest prediction error does not ask how sure the filter was; compare log-likelihoods": levels[
+                surprise.index(min(surprise))
+            ],
+            "Q is level * unit, not level times the identity": levels[scores_everywhere.index(max(scores_everywhere))],
             "this is the place in the list; the level itself is asked for": levels.index(likeliest),
             "this is the log-likelihood itself; the level that gives it is asked for": max(scores),
         }

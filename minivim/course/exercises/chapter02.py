@@ -23,7 +23,7 @@ def exact(A: float, delta: float) -> tuple[float, float]:
 @exercise("02.1", "One Euler step")
 def euler_step(answer: Callable) -> None:
     """h + delta * (A h + B u) for floats."""
-    for A, B, delta, h, u in [(-1.0, 1.0, 0.5, 64.0, 0.0), (-1.0, 1.0, 0.5, 10.0, 40.0), (-0.7, 2.0, 0.25, 3.0, -1.5)]:
+    for A, B, delta, h, u in [(-0.6, 1.5, 0.4, 10.0, 7.0), (-1.0, 1.0, 0.5, 64.0, 0.0), (-0.7, 2.0, 0.25, 3.0, -1.5)]:
         A_bar, factor = exact(A, delta)
         slope = A * h + B * u
         causes = {
@@ -44,7 +44,7 @@ def euler_step(answer: Callable) -> None:
 @exercise("02.2", "The exact step")
 def zoh_step(answer: Callable) -> None:
     """(A_bar, B_bar) by zero-order hold for floats, also at A = 0."""
-    for A, B, delta in [(-3.0, 2.0, 0.2), (-1.0, 1.0, 0.5), (0.4, -1.5, 1.0), (0.0, 2.0, 0.3)]:
+    for A, B, delta in [(-3.0, 2.0, 0.2), (-0.02, 1.5, 0.7), (0.4, -1.5, 1.1), (0.0, 2.0, 0.3)]:
         A_bar, factor = exact(A, delta)
         causes = {
             "B_bar is Euler's delta B; the integral of exp(s A) over the step is asked for": (A_bar, delta * B),
@@ -136,6 +136,7 @@ def bilinear(answer: Callable) -> None:
             "this is backward Euler: both sides must take half of delta A": discretize(A, B, delta, "backward_euler"),
             "this is forward Euler; take half of delta A on each side": discretize(A, B, delta, "euler"),
             "this is ZOH": discretize(A, B, delta),
+            "you used A transposed": discretize(A.mT, B, delta, "bilinear"),
             "delta A must be halved on both sides": (
                 torch.linalg.solve(identity - 2 * half, identity + 2 * half),
                 torch.linalg.solve(identity - 2 * half, delta * B),
@@ -148,16 +149,23 @@ def bilinear(answer: Callable) -> None:
 @exercise("02.5", "The largest step")
 def largest_euler_step(answer: Callable) -> None:
     """The smallest of -2 Re(a) / |a|^2, and 0 if one real part is not negative."""
-    cases = [[-1], [-0.5 + 2j, -0.5 - 2j], [-1, -16], [-3, -1 + 4j, -1 - 4j], [-2 + 0.5j], [-1, 0.2], [1j, -1j]]
-    for values in cases:
+    cases = [
+        [-1.3],
+        [-0.5 + 2j, -0.5 - 2j],
+        [-0.7, -16],
+        [-0.1 + 1j, -0.1 - 1j, -3 + 0.5j, -0.5],
+        [-3, -1 + 4j, -1 - 4j],
+    ]
+    for values in [*cases, [-2 + 0.5j], [-1, 0.2 + 0.3j], [1j, -1j], [-1.3, 0]]:
         a = torch.tensor(values, dtype=torch.complex128)
         limits = -2 * a.real / a.abs() ** 2
-        expected = max(0.0, limits.min().item())
+        expected = limits.min().item() if bool((a.real < 0).all()) else 0.0
         causes = {
             "one eigenvalue does not fade by itself, so no step is stable: return 0.0": limits.min().item(),
             "all states must be stable, so the smallest limit counts": limits.max().item(),
             "2 / |a| is right for real a only; the disc is met earlier by complex ones": (2 / a.abs()).min().item(),
             "the imaginary part counts, too: |1 + delta a| takes both": (-2 / a.real).min().item(),
+            "an eigenvalue nearer to 0 can set the limit: look at all of them": limits[a.abs().argmax()].item(),
             "a factor of 2 is missing": expected / 2,
             "|a| must be squared": (-2 * a.real / a.abs()).min().item(),
         }

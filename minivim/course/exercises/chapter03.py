@@ -79,7 +79,9 @@ def to_s4(answer):
         A, B, C, D = _system(N, M, P, seed=100 + N)
         A[-1] = 0  # no inverse
         L, expected = N + 3, lti.impulse_response(A, B, C, D, N + 3)
-        found = _response(*_as_model(answer(A, B, C, D), M, P), L)
+        model = answer(A, B, C, D)
+        found = _response(*_as_model(model, M, P), L)
+        found = found.to(min((matrix.dtype for matrix in model), key=lambda dtype: dtype.itemsize))  # what it can hold
         skip = torch.cat((D[None], torch.zeros(L - 1, P, M, dtype=D.dtype)))
         causes = {
             "nothing has changed; S4 reads the state after the input, one step early": _response(A, B, C, D, L),
@@ -182,8 +184,8 @@ def convolve_by_fft(answer):
             "the output has L + M numbers along time; keep the first L of the last dimension",
         )
         wrap = "the ring is too short, and the tail comes round to the front (n = {}); take n = L + M"
-        rings = {"L": L, "max(L, M)": max(L, M), "M": M, "2 L": 2 * L}
-        causes = {wrap.format(name): _on_a_ring(u, K, n) for name, n in rings.items() if n >= L}
+        rings = {max(L, M): "max(L, M)", 2 * M: "2 M", M: "M", 2 * L: "2 L", L: "L"}  # of equal ones the last stays
+        causes = {wrap.format(name): _on_a_ring(u, K, n) for n, name in rings.items() if n >= L}
         odd = (L + M - 1) | 1  # L + M - 1 or L + M
         causes["irfft was not told its n, and gave an even number of places"] = _without_length(u, K, odd)
         compare(found, expected, "the output", 1e-9, given, causes | _mistakes(u, K))
@@ -220,7 +222,9 @@ def choose(answer):
             "the ring has n = 2 L places, not L": _choice(*case, ring=1),
             "a product of complex numbers takes four of real ones": _choice(*case, product=1),
             "making the kernel is not counted": _choice(*case, share=0),
-            "the kernel is made once for the whole batch, not for each sequence": _choice(*case, share=batch),
+            "the kernel is made once for the whole batch, not for each sequence": (
+                None if generate else _choice(*case, share=batch)  # else it is the first cause's value
+            ),
             "the batch is not counted": _choice(L, N, 1, generate),
             "the FFT needs all inputs, so it cannot generate": _choice(L, N, batch, False),
         }

@@ -98,6 +98,9 @@ def generating_function(answer: Callable) -> None:
             "z^L is missing beside A_bar^L; it is 1 for a root of unity only": cut(power),
             "z must be raised to the power L, too: z^L A_bar^L": cut(z * power),
             "A_bar must be raised to the power L, too: z^L A_bar^L": cut(z**L * A),
+            "the signs are minus: both I - A_bar^L z^L and I - A_bar z": (
+                C.to(endless) @ (torch.eye(N) + z**L * power) @ torch.linalg.solve(torch.eye(N) + z * A, B.to(endless))
+            )[0, 0],
             "`A_bar ** L` is taken entry by entry; use torch.linalg.matrix_power": cut(z**L * A**L),
             "the inverse is missing: (I - A_bar z)^-1, not I - A_bar z": (
                 C.to(endless) @ (torch.eye(N) - z**L * power) @ (torch.eye(N) - z * A) @ B.to(endless)

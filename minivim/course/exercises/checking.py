@@ -14,6 +14,10 @@ import torch
 from jaxtyping import Bool, Num, Shaped
 from torch import Tensor
 
+ROUNDING = 256 * torch.finfo(torch.float32).eps  # 3e-5 of the largest number: what some hundred steps in float32 lose
+CLEARLY = 1e-4  # a mistake is named only where its value differs from the right one by more
+WIDEST = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+
 
 class Wrong(Exception):
     """The answer is wrong; the text says how."""
@@ -90,23 +94,57 @@ def compare(
 ) -> None:
     """Raise Wrong unless `found` equals `expected`.
 
-    Numbers may differ by `tolerance`: absolute where the expected number is below 1, relative above. A number counts as
-    a tensor of no dimensions; the type of floating-point number does not matter. `what` names the value in words
-    ("the state after one step"), `given` says what the function was called with, and `causes` maps a likely mistake
-    ("you used A transposed") to the wrong value that it gives: the message names the mistake whose value was found.
+    Numbers may differ by `tolerance`: absolute where the expected number is below 1, relative above; float32 also by
+    its own rounding (ROUNDING). A number counts as a tensor of no dimensions, and a tensor as a list of its parts where
+    a list is expected; the type of floating-point number does not matter. `what` names the value in words ("the state
+    after one step"), `given` says what the function was called with, and `causes` maps a likely mistake ("you used A
+    transposed") to the wrong value that it gives: the message names the mistake whose value was found, if that value
+    clearly is not the right one and no other mistake gives it.
     """
     difference = find_difference(found, expected, what, tolerance)
     if difference is None:
         return
     lines = [difference, *([f"given {given}"] if given else [])]
-    guesses = {**(causes or {}), **common_causes(expected)}
-    likely = [cause for cause, value in guesses.items() if find_difference(found, value, what, tolerance) is None]
-    raise Wrong("\n".join([*lines, *(f"likely cause: {cause}" for cause in likely[:1])]))
+    likely = only_cause(found, expected, causes or {}, tolerance)
+    likely = likely or only_cause(*first_difference(found, expected, tolerance), None, tolerance)
+    raise Wrong("\n".join([*lines, *([f"likely cause: {likely}"] if likely else [])]))
 
 
-def common_causes(expected: object) -> dict[str, object]:
+def only_cause(found: object, expected: object, causes: Mapping | None, tolerance: float) -> str | None:
+    """The one cause whose value was found; None if there is none, or the numbers do not tell it from another.
+
+    `causes` None stands for the mistakes that every exercise invites.
+    """
+    causes = common_causes(found, expected) if causes is None else causes
+    likely = {cause: value for cause, value in causes.items() if is_close(found, value, tolerance)}
+    likely = {cause: value for cause, value in likely.items() if not is_close(value, expected, CLEARLY)}
+    return next(iter(likely)) if len(likely) == 1 else None
+
+
+def is_close(found: object, expected: object, tolerance: float) -> bool:
+    """Whether nothing differs by more than `tolerance`."""
+    return find_difference(found, expected, "", tolerance) is None
+
+
+def first_difference(found: object, expected: object, tolerance: float) -> tuple[object, object]:
+    """The first part of tuples, lists and dicts that differs, as found and as expected; all of it if none has parts."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping) and set(found) == set(expected):
+        pairs = [(found[key], expected[key]) for key in expected]
+    elif isinstance(found, (tuple, list)) and isinstance(expected, (tuple, list)) and len(found) == len(expected):
+        if all(isinstance(part, (int, float)) for part in (*found, *expected)):  # its order may be what is wrong
+            return torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+        pairs = list(zip(found, expected, strict=True))
+    else:
+        return found, expected
+    return first_difference(*next(pair for pair in pairs if not is_close(*pair, tolerance)), tolerance)
+
+
+def common_causes(found: object, expected: object) -> dict[str, object]:
     """Mistakes that every exercise invites, and the values that they give."""
-    if not isinstance(expected, Tensor) or expected.dtype == torch.bool or not expected.numel():
+    if isinstance(expected, bool) or not isinstance(expected, (Tensor, int, float, complex)):
+        return {}
+    expected = as_tensor(expected)
+    if expected.dtype == torch.bool or not expected.numel():
         return {}
     causes = {"the sign is the other way round": -expected, "it is twice what it must be": 2 * expected}
     causes["it is half of what it must be"] = expected / 2
@@ -115,6 +153,22 @@ def common_causes(expected: object) -> dict[str, object]:
     if expected.dim() >= 2:
         causes["the last two dimensions are swapped"] = expected.transpose(-1, -2)
         causes["the order is reversed along the second dimension"] = expected.flip(1)
+    return causes | shifted(found, expected)
+
+
+def shifted(found: object, expected: Num[Tensor, "..."]) -> dict[str, Tensor]:
+    """`expected` one step late and early along its first and last dimension; what comes from outside is as found."""
+    if not isinstance(found, Tensor) or found.shape != expected.shape or kind(found) > kind(expected):
+        return {}
+    causes = {}
+    for dimension, name in {0: "first", expected.dim() - 1: "last"}.items():
+        if expected.dim() and expected.shape[dimension] >= 4:  # three numbers that fit are no accident
+            inner, last = expected.shape[dimension] - 1, expected.shape[dimension] - 1
+            late = found.narrow(dimension, 0, 1), expected.narrow(dimension, 0, inner)
+            early = expected.narrow(dimension, 1, inner), found.narrow(dimension, last, 1)
+            where = f" along the {name} dimension" if expected.dim() > 1 else ""
+            causes[f"all comes one step late{where}"] = torch.cat(late, dimension)
+            causes[f"all comes one step early{where}"] = torch.cat(early, dimension)
     return causes
 
 
@@ -143,6 +197,8 @@ def difference_of_mappings(found: object, expected: Mapping, what: str, toleranc
 
 def difference_of_sequences(found: object, expected: tuple | list, what: str, tolerance: float) -> str | None:
     """As find_difference, where a tuple or a list is expected; either will do."""
+    if isinstance(found, Tensor) and found.shape[:1] == (len(expected),):
+        found = list(found)
     if not isinstance(found, (tuple, list)):
         return f"{what}: yours is {describe(found)}; it must be a {type(expected).__name__} of {len(expected)} values"
     if len(found) != len(expected):
@@ -157,27 +213,44 @@ def difference_of_numbers(found: object, expected: object, what: str, tolerance:
     """As find_difference, where a tensor or a number is expected."""
     if not isinstance(found, (Tensor, bool, int, float, complex)):
         return f"{what}: yours is {describe(found)}; it must be {describe(expected)}"
-    exact, found = torch.as_tensor(expected), torch.as_tensor(found)
-    if found.shape != exact.shape:
+    exact, number = as_tensor(expected), as_tensor(found)
+    if number.shape != exact.shape:
         return f"{what}: yours is {describe(found)}; it must be {describe(expected)}"
-    if found.dim() == 0 and kind(found) == 1 and kind(exact) == 0:
-        exact = exact if exact.dtype == torch.bool else exact.to(found.dtype)  # 4.0 will do for 4
-    if kind(found) > kind(exact) or (exact.dtype == torch.bool) != (found.dtype == torch.bool):
-        remedy = "; take .real" if found.is_complex() else ""
-        return f"{what}: yours has {name_of(found)}; it must have {name_of(exact)}{remedy}"
+    whole = number.dim() == 0 and kind(number) == 1 and kind(exact) == 0 and exact.dtype != torch.bool
+    if kind(number) > kind(exact) and not whole or (exact.dtype == torch.bool) != (number.dtype == torch.bool):
+        remedy = "; take .real" if number.is_complex() else ""
+        return f"{what}: yours has {name_of(number)}; it must have {name_of(exact)}{remedy}"
     wide = torch.complex128 if exact.is_complex() else torch.float64
-    return difference_of_values(found.to("cpu", wide), exact.to("cpu", wide), what, tolerance, coarseness(found, exact))
+    remark = coarseness(number, exact)
+    rounding = ROUNDING if number.dtype in (torch.float32, torch.complex64) else 0.0
+    return difference_of_values(number.to("cpu", wide), exact.to("cpu", wide), what, tolerance, rounding, remark)
+
+
+def as_tensor(value: object) -> Shaped[Tensor, "..."]:
+    """A tensor as it is; a number with all its digits, whatever the default type of tensors is."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=next(dtype for kind, dtype in WIDEST.items() if isinstance(value, kind)))
 
 
 def difference_of_values(
-    found: Num[Tensor, "*shape"], exact: Num[Tensor, "*shape"], what: str, tolerance: float, remark: str
+    found: Num[Tensor, "*shape"],
+    exact: Num[Tensor, "*shape"],
+    what: str,
+    tolerance: float,
+    rounding: float,
+    remark: str,
 ) -> str | None:
-    """The first bad number, how many there are, and the largest error; `remark` is added; None if none is bad."""
+    """The first bad number, how many there are, and the largest error; `remark` is added; None if none is bad.
+
+    An error up to `rounding` times the largest expected number is none.
+    """
     place = f", first at {index_of(found.isnan())}" if found.isnan().any() and found.dim() else ""
     if bool((found.isnan() & ~exact.isnan()).any()):
         return f"{what}: yours is NaN (not a number){place}"
     error = torch.where((found == exact) | (found.isnan() & exact.isnan()), 0.0, (found - exact).abs())
-    allowed = (tolerance * exact.abs().clamp(min=1)).nan_to_num(posinf=0)  # infinity allows infinity only
+    size = exact.abs().nan_to_num(posinf=0.0)  # infinity allows infinity only
+    allowed = (tolerance * size.clamp(min=1)).clamp(min=rounding * size.max() if size.numel() else 0.0)
     bad = ~(error <= allowed)  # not `>`, so that NaN counts as bad
     if not bool(bad.any()):
         return None

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -55,11 +56,16 @@ class Sink(io.TextIOBase):
 
 
 @contextmanager
-def own_random_numbers():
-    """PyTorch's random numbers from a fixed seed; the caller's go on afterwards as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield
+def own_numbers():
+    """PyTorch's random numbers from a fixed seed, new tensors in float32 at least; afterwards all is as it was."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            torch.set_default_dtype(torch.promote_types(dtype, torch.float32))  # a checker in bfloat16 sees no mistake
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def judge(number: str, answer: object) -> Verdict:
@@ -68,7 +74,7 @@ def judge(number: str, answer: object) -> Verdict:
     try:
         found = find_exercise(number)
         title = found.title
-        with own_random_numbers():
+        with own_numbers():
             found.checker(guarded)
         if not guarded.calls:
             raise Wrong("the checker never called your function")
@@ -81,7 +87,13 @@ def judge(number: str, answer: object) -> Verdict:
     except BaseException as error:  # the checker stumbled over what the answer gave it
         reason = f"{type(error).__name__}: {shorten(error)}"
         status, message = "fix", f"the checker cannot work with what your function returned ({reason})"
-    return Verdict(str(number), title, status, message[:MOST_SAID], guarded.sink.text.rstrip())
+    texts = message[:MOST_SAID], guarded.sink.text.rstrip()
+    return Verdict(printable(str(number)), title, status, *map(printable, texts))
+
+
+def printable(text: str) -> str:
+    """The text with its lone surrogates, which no file and no console takes, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Guarded:
@@ -94,7 +106,7 @@ class Guarded:
         self.calls += 1
         check_call(self.function, arguments, options)
         given = copied((arguments, options))
-        with redirect_stdout(self.sink), redirect_stderr(self.sink), warnings.catch_warnings(), own_random_numbers():
+        with redirect_stdout(self.sink), redirect_stderr(self.sink), warnings.catch_warnings(), own_numbers():
             warnings.simplefilter("ignore")
             result = self.run(*given)
         check_unchanged(self.function, given, (arguments, options))
@@ -126,9 +138,13 @@ def plain(value: object) -> object:
     if isinstance(value, Tensor):
         return value.detach().resolve_conj().resolve_neg()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return torch.from_numpy(np.ascontiguousarray(value).copy())
+        return torch.from_numpy(np.array(value, order="C"))
+    if isinstance(value, (np.float32, np.complex64)):
+        return torch.from_numpy(np.array(value))  # so that its type is known
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Fraction):
+        return float(value)
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
@@ -173,7 +189,8 @@ def check_unchanged(function: object, given: tuple, original: tuple) -> None:
     names = [*names[: len(arguments)], *(f"number {i + 1}" for i in range(len(names), len(arguments))), *options]
     for name, (now, then) in zip(names, pairs, strict=True):
         if not same(now, then):
-            raise Wrong(f"your function changes its argument {name}; work on a copy, such as {name}.clone()")
+            copy = f"{name}.clone()" if isinstance(then, Tensor) else f"{type(then).__name__}({name})"
+            raise Wrong(f"your function changes its argument {name}; work on a copy, such as {copy}")
 
 
 def describe_exception(function: object, error: BaseException) -> str:

@@ -5,6 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from minivim.discretize import discretize
+
 
 def bilinear_by_numbers(A, B, delta):
     identity = torch.eye(len(A), dtype=A.dtype)
@@ -67,6 +69,10 @@ def zoh_zero_at_zero(A, B, delta):
     return math.exp(delta * A), B * (math.exp(delta * A) - 1) / A if A else 0.0
 
 
+def exact_above(limit, A, delta):
+    return math.expm1(delta * A) / A if abs(delta * A) > limit else delta
+
+
 WRONG = {
     "02.1": [
         (lambda A, B, delta, h, u: h + A * h + B * u, "multiplied by delta"),
@@ -76,7 +82,7 @@ WRONG = {
         (lambda A, B, delta, h, u: h + delta * (A * h + u), "B is missing"),
         (lambda A, B, delta, h, u: h + delta * (u - h), "for A = -1 and B = 1 only"),
         (lambda A, B, delta, h, u: (h + delta * B * u) / (1 - delta * A), "backward Euler"),
-        (lambda A, B, delta, h, u: 32.0, "yours 32, expected 25"),
+        (lambda A, B, delta, h, u: 32.0, r"yours 32, expected 11\.8"),
     ],
     "02.2": [
         (lambda A, B, delta: (math.exp(delta * A), delta * B), "Euler's delta B"),
@@ -86,6 +92,7 @@ WRONG = {
         (lambda A, B, delta: (math.exp(A), (math.exp(A) - 1) / A * B), "delta is missing in the exponent"),
         (lambda A, B, delta: (math.exp(delta * A), (math.exp(delta * A) - 1) * B), "must be divided by A"),
         (lambda A, B, delta: (math.exp(delta * A), math.expm1(delta * A) / (delta * A) * B), "not by delta A"),
+        (lambda A, B, delta: (math.exp(delta * A), exact_above(0.1, A, delta) * B), r"given A = -0\.02"),
         (zoh_without_delta_at_zero, "delta, not 1"),
         (zoh_zero_at_zero, "the integral of exp\\(0\\) over the step is delta"),
     ],
@@ -100,6 +107,7 @@ WRONG = {
         (bilinear_by_numbers, "number by number"),
         (bilinear_upside_down, "the inverse belongs to I - delta/2 A"),
         (bilinear_not_halved, "must be halved on both sides"),
+        (lambda A, B, delta: discretize(A.T, B, delta, "bilinear"), "you used A transposed"),
         (bilinear_plain_B, "B_bar lacks the factor"),
         (bilinear_with_ones, "I is torch.eye"),
     ],
@@ -107,6 +115,8 @@ WRONG = {
         (lambda a: max(0.0, (-2 * a.real / a.abs() ** 2).max().item()), "the smallest limit counts"),
         (lambda a: (2 / a.abs()).min().item(), "for real a only"),
         (lambda a: (-2 / a.real).min().item(), "the imaginary part counts"),
+        (lambda a: max(0.0, (-2 * a.real / a.abs() ** 2)[a.abs().argmax()].item()), "nearer to 0 can set the limit"),
+        (lambda a: (-2 * a.real / a.abs() ** 2).clamp(min=0).min().item(), "NaN"),
         (lambda a: (-2 * a.real / a.abs() ** 2).min().item(), "no step is stable"),
     ],
     "02.6": [

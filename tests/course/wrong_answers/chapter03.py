@@ -43,6 +43,10 @@ def transposed(A_bar, B_bar, C, L):
     return torch.stack([(C @ torch.linalg.matrix_power(A_bar.T, k) @ B_bar)[0, 0] for k in range(L)])
 
 
+def one_step_too_late(A, B, C, L):
+    return torch.stack([C.new_zeros(()), *((C @ torch.linalg.matrix_power(A, k) @ B)[0, 0] for k in range(L - 1))])
+
+
 def keeps_the_matrices(A_bar, B_bar, C, L):
     return torch.stack([C @ torch.linalg.matrix_power(A_bar, k) @ B_bar for k in range(L)])
 
@@ -217,6 +221,10 @@ def not_cut(u, K):
     return ring_of(u, K, u.shape[-1] + len(K))
 
 
+def ring_of_two_kernels(u, K):
+    return ring_of(u, K, 2 * len(K))[..., : u.shape[-1]]
+
+
 def middle_by_fft(u, K):
     return not_cut(u, K)[..., (len(K) - 1) // 2 :][..., : u.shape[-1]]
 
@@ -333,6 +341,7 @@ WRONG = {
         (powers_of_each_number, "number by number"),
         (multiplies_before_reading, r"before the first reading; K\[0\] is C B_bar"),
         (transposed, "A_bar transposed"),
+        (one_step_too_late, "all comes one step late"),
         (keeps_the_matrices, r"shape \(4, 1, 1\); it must be a tensor of shape \(4,\)"),
         (input_at_every_step, "comes in once, at step 0"),
     ],
@@ -369,6 +378,7 @@ WRONG = {
         (circular, r"comes round to the front \(n = L\)"),
         (ring_of_the_longer, "comes round to the front"),
         (ring_of_two_lengths, r"comes round to the front \(n = 2 L\)"),
+        (ring_of_two_kernels, r"comes round to the front \(n = 2 M\)"),
         (even_places, "irfft was not told its n"),
         (even_places_on_the_shortest_ring, "irfft was not told its n"),
         (not_cut, "keep the first L"),

@@ -42,6 +42,11 @@ def cut_by(A, B, C, z, rest, invert=torch.linalg.inv):
     return (C @ (identity - rest) @ invert(identity - z * A) @ B)[0, 0]
 
 
+def inverse_of_sum(X):
+    """(I + A z)^-1 from X = I - A z."""
+    return torch.linalg.inv(2 * torch.eye(len(X)) - X)
+
+
 def vandermonde(Lambda, B, C, delta, L, exact=True, sign=1, first=0):
     """The weighted powers (H, M, L), complex."""
     x = delta[:, None] * Lambda
@@ -81,6 +86,12 @@ WRONG = {
         (lambda A, B, C, L, z: generating(A, B, C, L, z, lambda step, A, L: power(A, L)), r"z\^L is missing"),
         (lambda A, B, C, L, z: generating(A, B, C, L, z, lambda step, A, L: power(step, L + 1)), "one term too many"),
         (lambda A, B, C, L, z: generating(A, B, C, L, z, lambda step, A, L: power(step, L - 1)), "one term too few"),
+        (
+            lambda A, B, C, L, z: cut_by(
+                A, B, C, z, -(z**L) * power(A, L), lambda X: torch.linalg.inv(2 * torch.eye(len(X)) - X)
+            ),
+            "the signs are minus",
+        ),
         (lambda A, B, C, L, z: kernel(A, B, C, L).sum().to(torch.complex128), "z is missing"),
         (lambda A, B, C, L, z: generating(A, B, C, L, z.conjugate(), lambda step, A, L: power(step, L)), "conjugate"),
         (lambda A, B, C, L, z: cut_by(A, B, C, z, z * power(A, L)), "z must be raised"),

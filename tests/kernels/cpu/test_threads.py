@@ -12,30 +12,36 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from minivim.kernels.cpu import threads
 
+FOLDERS = ("my project", "Müllers Übung", "a\tb (deleted)", "tr\n\nail ", "x y/z w")
 SCAN = """
 import ctypes, sys
-ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+copies = sys.argv[1:]
+for copy in copies:
+    ctypes.CDLL(copy, mode=ctypes.RTLD_GLOBAL)
 import torch
 torch.set_num_threads(2)
 import minivim
 from minivim.kernels.cpu import threads
+found = threads.loaded_libraries()
+threads.loaded_libraries = lambda: copies[:1]
 u, B = torch.rand(4, 300, 64), torch.rand(4, 300, 16)
 out = minivim.selective_scan(u, u, -torch.rand(64, 16), B, B, backend="numba")
-print(threads.openmp() is not None and sys.argv[1] in threads.loaded_libraries())
+print(set(copies) <= set(found), threads.openmp() is not None)
 """
 
 
-@pytest.mark.parametrize("folder", ["my project", "Müllers Übung", "a\tb (deleted)", "tr\n\nail ", "x y/z w"])
-def test_a_virtual_environment_may_lie_anywhere(folder, tmp_path):
+def test_a_virtual_environment_may_lie_anywhere(tmp_path):
+    """The map of a process spells blanks and line ends in its own way; all these folders are found in one."""
     libraries = sorted((Path(find_spec("torch").origin).parent / "lib").glob("libgomp*"))
     if not libraries:
         pytest.skip("this torch brings no OpenMP of its own")
-    home = tmp_path / folder / "torch" / "lib"
-    home.mkdir(parents=True)
-    copy = shutil.copy(libraries[0], home)
-    done = subprocess.run([sys.executable, "-c", SCAN, str(copy)], capture_output=True, text=True, timeout=120)
+    homes = [tmp_path / folder / "torch" / "lib" for folder in FOLDERS]
+    for home in homes:
+        home.mkdir(parents=True)
+    copies = [str(shutil.copy(libraries[0], home)) for home in homes]
+    done = subprocess.run([sys.executable, "-c", SCAN, *copies], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "True"
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_what_cannot_be_loaded_again_is_passed_over(monkeypatch, tmp_path):
