@@ -374,7 +374,8 @@ assert close(whole[:, data], short) and whole.shape[1] == 12
 # *Zero-order hold is the paper's rule.* The code adds $\Delta u$ in place of $g u$ ([chapter
 # 02](02_discretization.ipynb), section 10). Skip is the same, and the past is wiped out just as well. But the token
 # enters enlarged: with $\Delta = 7$ seven times. From (5.4) on we use the code's rule; section 12 compares the two.
-#
+
+# %% [markdown]
 # Notice that one number does two things at once. A large $\Delta$ lets the token in *and* forgets the past; a small one
 # keeps the past *and* shuts the token out.
 #

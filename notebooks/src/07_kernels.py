@@ -5,11 +5,6 @@
 # while that happens. You write a first kernel of four lines. Then one idea is added at a time, until you can read the
 # kernel that this package runs on a GPU.
 #
-# **Triton** is a language inside Python: a function marked `@triton.jit` is compiled for a GPU. Such a function is
-# called a **kernel**. (The word has nothing to do with the kernel $K$ of
-# [chapter 03](03_recurrence_is_convolution.ipynb).) No GPU is needed: Triton's interpreter runs every kernel here on
-# your CPU, lane by lane.
-#
 # **Learning goals.** After this chapter you can
 # - say what a program, a lane and a register are, and point at them in a (B, L, E) box;
 # - write a Triton kernel, launch it, print from inside it;
@@ -28,6 +23,11 @@
 # %% [markdown]
 # Previous: [06 Scans](06_scans.ipynb) · Map: [00 Start here](00_start_here.ipynb) · Next:
 # [08 Vision Mamba](08_vision_mamba.ipynb)
+#
+# **Triton** is a language inside Python: a function marked `@triton.jit` is compiled for a GPU. Such a function is
+# called a **kernel**. (The word has nothing to do with the kernel $K$ of
+# [chapter 03](03_recurrence_is_convolution.ipynb).) No GPU is needed: Triton's interpreter runs every kernel here on
+# your CPU, lane by lane.
 #
 # The first cell decides where the kernels run. With a GPU they are compiled for it. Without one,
 # `TRITON_INTERPRET=1` has Triton run them in Python; it must be set before Triton is imported. Where Triton cannot be
@@ -1533,7 +1533,8 @@ assert (seen.diag() > 0).all() and (seen.triu(1) == 0).all()
 # | the count of section 7, exercise 07.4 | `python -m minivim.kernels.gpu.sass` |
 # | `scan_cpu` | `minivim/kernels/cpu/scan/forward.py`; its lanes are in `cpu/lanes.py` |
 # | `causal_conv` | `minivim/kernels/gpu/conv/` and `cpu/conv/` |
-#
+
+# %% [markdown]
 # You can now say what masked places must load: whatever takes part without a trace. Two things can be masked.
 # **Channels beyond E:** in the forward scan nobody meets them, so any finite number would do; in the backward pass they
 # are summed over, so they need 0. **Steps beyond L:** the state of a real channel walks through them, so they need the
