@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from packaging.version import Version
 import torch.nn.functional as F
+from packaging.version import Version
 
 from minivim import (
     VimBlock,
