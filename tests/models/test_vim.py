@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 
 from minivim import (
     VimBlock,
@@ -248,6 +249,8 @@ def test_every_backend_gives_the_same_model(backend):
 
 @pytest.mark.parametrize("backend", [name for name in available_backends("cpu") if name != "reference"])
 def test_compiles_and_exports(backend, unchecked):
+    if Version(torch.__version__) < Version("2.8") and backend == "chunked":
+        pytest.skip("torch 2.7 cannot trace the wrappers of the shape checks, switched off or not")
     model, image = small(depth=1, img_size=8).eval().set_backend(backend), torch.randn(2, 3, 8, 8)
     expected = model(image)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
