@@ -638,7 +638,8 @@ assert close(share, torch.sigmoid(x))
 # | $h$ | (B, E, N) | through these | the memory |
 # | $D$ | (E,) | no | how much of $u$ goes straight to the output, $y + D u$ |
 # | $R$ | a whole number | no | how many numbers make the $E$ step sizes (below) |
-#
+
+# %% [markdown]
 # *Mamba, Algorithm 2, with our letters; the paper's $D$ is our $E$.* The first (B, …) in a shape is the batch, as
 # everywhere in this course. Two letters have two meanings, as in the paper and its code: $D$ is this skip here, and the
 # width of a model in a shape such as (B, L, D); $B$ is a map here, and the batch in a shape.
@@ -736,7 +737,8 @@ assert not close(torch.matrix_exp(dense), torch.exp(dense), 0.1)
 # Here $h$ is an (E, N) table, $\odot$ is the product number by number, $\Delta[t]$ multiplies row by row, and
 # $(\dots) B^\top$ is a column times a row. *Mamba, Eq. 2 and Algorithm 2; $\Delta B$ in place of the exact integral is
 # what the code does. Section 12 looks at the difference.*
-#
+
+# %% [markdown]
 # **Why the log of A?** The code has a parameter `A_log` and computes $A = -e^{\text{A\_log}}$. It is not the logarithm
 # of $A$, which is negative and has none. It is a way to keep the sign: whatever training does to `A_log`, $A$ stays
 # below zero and every state fades. What happens without the minus?
@@ -796,7 +798,8 @@ print(
 # %% [markdown]
 # **What to see.** One linear map gives three things. Only the top one goes through a second map: it must become $E$
 # numbers, one clock for each channel.
-#
+
+# %% [markdown]
 # **Why has dt a rank?** The two maps together, $E \to R \to E$, are one linear map whose matrix is a product, (E, R)
 # times (R, E). The **rank** of a matrix is the number of independent directions in what it puts out; here it is at
 # most $R$: the $E$ raw step sizes are mixtures of only $R$ numbers. A full map from $E$ to $E$ numbers costs $E^2$
@@ -1217,7 +1220,8 @@ show(
     "Step sizes of 64 channels over 36 tokens: small in noise, large after data tokens",
 )
 print("tokens:", relative.shape[0], " channels:", relative.shape[1], end=" ")
-print(f" beyond the ends of the scale: {(relative.abs() > 3).float().mean():.0%} of the steps")
+beyond = (relative.abs() > 3).float().mean()
+print(f" beyond the ends of the scale: {beyond:.0%} of the steps")
 
 # %% [markdown]
 # **What to see.** A row is a channel, a column a token; the four green lines mark the data tokens, whose numbers stand
@@ -1669,8 +1673,7 @@ for name, run in stored["data"]["induction"].items():
 # and most of those of 4,096: the state keeps the answer that long. S4D alone has not found the trick in the same 1,000
 # steps. S4D in Mamba's block (pink) tells the two causes apart. With convolution and gate it answers everything at the
 # length it was trained on; at twice the length half is lost, and from 512 on it guesses. So the block is enough to find
-# the trick at one length, and here only selection carries it
-# further. (One seed each; measured on an Intel Xeon.) The paper's Mamba, trained on 256 tokens, is still exact at a
+# the trick at one length, and here only selection carries it further. (One seed each; measured on an Intel Xeon.) The paper's Mamba, trained on 256 tokens, is still exact at a
 # million (section 4.1.2).
 
 # %% [markdown]

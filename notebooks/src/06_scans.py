@@ -464,14 +464,14 @@ def draw_blelloch(figure, frame):
             name = "" if level > frame else f"{label(first, last)}"
             past = f"\npast: {label(0, first - 1) if first else '–'}" if down else ""
             colour = "white" if level > frame else "green" if down else "blue"
-            box(axis, x, level, name + past, 0.74 if level == 0 else 1.5, 0.62, colour)
+            box(axis, x, level, name + past, 0.84 if level == 0 else 1.5, 0.62, colour)
             if level and frame >= level:
                 for child in (x - width / 4, x + width / 4):
                     ends = [(child, level - 0.69), (x, level - 0.31)]
                     start, end = ends[::-1] if frame >= 8 - level else ends
                     arrow(axis, start, end, colour="grey")
                 if level and frame >= 8 - level:  # the left half goes to its sibling
-                    gap = width / 4 - (0.37 if level == 1 else 0.75)
+                    gap = width / 4 - (0.42 if level == 1 else 0.75)
                     ends = (x - gap, level - 1.2), (x + gap, level - 1.2)
                     arrow(axis, *ends, colour="orange")
     done = [0, 4, 6, 7, 7, 8, 10, 14][frame]
@@ -936,7 +936,8 @@ def draw_broken(axis, scan, title):
 z, at = 1.6, torch.arange(1, 81)  # Mamba's fastest decay, 80 steps
 a_one, b_one = torch.full((80, 1), math.exp(-z)), b_sweep[:80, :1]
 right = loop(a_one, b_one)
-error = ((by_products(a_one.float(), b_one.float()) - right).abs() / right.abs().max())[:, 0]
+found = by_products(a_one.float(), b_one.float())
+error = ((found - right).abs() / right.abs().max())[:, 0]
 cliff = error.isfinite().logical_not().double().argmax().item() + 1
 
 # %%
@@ -950,7 +951,7 @@ left.legend(loc="upper left", fontsize=8)
 count_bad = draw_broken(axis, by_products, "All decays: orange is broken")
 axis.set(xlabel="decay z of a step", ylabel="step")
 axis.legend(loc="lower left")
-show(figure, "Left: a tiny error, then no number from step 57 on. Right: wrong above 88.7 / z")
+show(figure, "Left: a tiny error, from step 57 on no number. Right: wrong above 88.7 / z")
 print(f"first step without a number: {cliff}; broken in all: {count_bad / 1024 / 60:.0%}")
 assert abs(cliff - 88.7 / z) < 3
 
@@ -1190,7 +1191,8 @@ ours = torch.autograd.grad(
 # %%
 for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, strict=True):
     right = largest_error(found, exact) < 1e-12
-    print(f"gradient with respect to {name:>5}, {tuple(found.shape)!s:>10}: as the package's: {right}")
+    shape = tuple(found.shape)
+    print(f"with respect to {name:>5}, {shape!s:>10}: as the package's: {right}")
     assert right
 
 # %% [markdown]
@@ -1371,7 +1373,7 @@ assert best in (8, 16)
 
 # %%
 def backward_from_starts(a, b, starts, dh):
-    """The gradients (da, db); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
+    """(da, db); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
     # BEGIN SOLUTION
     K = len(a) // len(starts)
     da, db, carry = torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a[0])
