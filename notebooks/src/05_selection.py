@@ -1672,9 +1672,9 @@ for name, run in stored["data"]["induction"].items():
 # **What to see.** Mamba was trained on sequences of 64 tokens. It answers all of the test sequences of 1,024 tokens,
 # and most of those of 4,096: the state keeps the answer that long. S4D alone has not found the trick in the same 1,000
 # steps. S4D in Mamba's block (pink) tells the two causes apart. With convolution and gate it answers everything at the
-# length it was trained on; at twice the length half is lost, and from 512 on it guesses. So the block is enough to find
-# the trick at one length, and here only selection carries it further. (One seed each; measured on an Intel Xeon.) The paper's Mamba, trained on 256 tokens, is still exact at a
-# million (section 4.1.2).
+# length it was trained on; at twice the length half is lost, and from 512 on it guesses. So the block is enough to
+# find the trick at one length, and here only selection carries it further. (One seed each; measured on an Intel Xeon.)
+# The paper's Mamba, trained on 256 tokens, is still exact at a million (section 4.1.2).
 
 # %% [markdown]
 # ## What you built, and where it lives
