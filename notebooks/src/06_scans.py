@@ -104,8 +104,9 @@ print("steps that wait for each other:", len(a) - 1)
 # - **"Should it not be $u[t-1]$?"** $b[t]$ holds the input of the same step. Books that write $u[t-1]$ number
 #   the states differently ([chapter 02](02_discretization.ipynb), after (2.2)). The chain is the same.
 # - **Shapes.** Image, channel and state never meet inside a scan. So we put time first and all else into one axis: $a$
-#   and $b$ are (L, S), with $S = B \cdot E \cdot N$ independent **sequences**. Vim-Tiny has $384 \cdot 16 = 6144$ of
-#   them for one image and direction.
+#   and $b$ are (L, S), with $S = B \cdot E \cdot N$ columns. From here on **a sequence** is one such column: the L
+#   values of one state of one channel of one image, a recurrence of its own. No sequence waits for another. Vim-Tiny
+#   has $384 \cdot 16 = 6144$ sequences for one image and direction.
 
 # %% [markdown]
 # ## 2. Two steps are one step
@@ -463,12 +464,16 @@ def draw_blelloch(figure, frame):
             name = "" if level > frame else f"{label(first, last)}"
             past = f"\npast: {label(0, first - 1) if first else '–'}" if down else ""
             colour = "white" if level > frame else "green" if down else "blue"
-            box(axis, x, level, name + past, 0.94 if level == 0 else 1.5, 0.62, colour)
+            box(axis, x, level, name + past, 0.84 if level == 0 else 1.5, 0.62, colour)
             if level and frame >= level:
                 for child in (x - width / 4, x + width / 4):
                     ends = [(child, level - 0.69), (x, level - 0.31)]
                     start, end = ends[::-1] if frame >= 8 - level else ends
                     arrow(axis, start, end, colour="grey")
+                if level and frame >= 8 - level:  # the left half goes to its sibling
+                    gap = width / 4 - (0.42 if level == 1 else 0.75)
+                    ends = (x - gap, level - 1.2), (x + gap, level - 1.2)
+                    arrow(axis, *ends, colour="orange")
     done = [0, 4, 6, 7, 7, 8, 10, 14][frame]
     axis.set_title(f"{'up' if frame < 4 else 'down'}: {done} combines so far")
 
@@ -479,7 +484,8 @@ flipbook(draw_blelloch, range(8), "Blelloch: up a tree and down, eight steps in 
 
 # %% [markdown]
 # **What to see.** Blue boxes climb: each says which steps it stands for. Then green runs down: each box also says
-# which steps are its past. The root has none. At the end every step knows its past, from 0 to the one before it.
+# which steps are its past. The root has none. A grey arrow hands the parent's past down; an orange arrow adds the left
+# half to the past of its right sibling. At the end every step knows its past, from 0 to the one before it.
 #
 # The code needs a length that is a power of 2. Other lengths are filled up with steps that do nothing, $(1, 0)$. The
 # padding stands at the end and is cut off, so here any numbers would do. It matters as soon as the state *after* the
@@ -654,7 +660,8 @@ costs["chunked, K = √L"] = [count(*each) for each in zip(by_roots, lengths, st
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.1))
-for (name, found), style in zip(costs.items(), ("o-", "s-", "^-", "d-"), strict=True):
+STYLES = "o-", "s-", "^-", "x--"  # the last is dashed: what lies below stays visible
+for (name, found), style in zip(costs.items(), STYLES, strict=True):
     for axis, part in zip(axes, range(2), strict=True):
         axis.loglog(lengths, [cost[part] for cost in found], style, base=2, label=name)
 axes[0].set(xlabel="length L", ylabel="combines", title="Work")
@@ -666,19 +673,22 @@ print("depth", [found[-1][1] for found in costs.values()])
 
 # %% [markdown]
 # **What to see.** The order is turned round. The loop has the least work and the greatest depth. Hillis and Steele have
-# the most work and the least depth. Nobody wins both.
+# the most work and the least depth. Nobody wins both. In the left picture Blelloch (green triangles) and the chunks
+# (dashed, crosses) lie nearly on each other.
 #
 # ## 7. Which one is fast here?
 #
 # *Core.*
 #
-# **Predict before you run.** L = 1,024 steps, one core of your processor. Which scan is the fastest for one sequence?
-# And for 6,144, one image and direction of Vim-Tiny? Below stand the scans of this chapter, the plain loop of section
-# 1, and that loop compiled: the same three lines of arithmetic, without Python between the steps.
+# **Predict before you run.** L = 1,024 steps, one core of your processor. Which scan is the fastest for one sequence
+# (one column of $a$ and $b$, section 1)? And for 6,144, one image and direction of Vim-Tiny? Below stand the scans of
+# this chapter, the plain loop of section 1, and that loop compiled: the same arithmetic, without Python between the
+# steps. The compiler is **numba**, a library that turns a plain Python function over arrays into machine code the
+# first time it is called. [Chapter 07](07_kernels.ipynb) uses it for its kernels.
 
 # %%
 try:
-    import numba  # the kernels of the package need it, too
+    import numba
 except ImportError:
     print("numba is not installed: the compiled loop is left out")
     numba = None
@@ -737,8 +747,10 @@ for name, (one, many) in race([1, 2048], repeats=3).items():
 torch.set_num_threads(threads)
 
 # %% [markdown]
-# Times differ from machine to machine and from run to run, so yours are not stored. The next picture shows one machine,
-# measured the same way, for more widths (one thread of a two-core server CPU; `docs/measurements/06_scans.json`).
+# Times differ from machine to machine and from run to run, so yours are not stored. Your run stops at 2,048 sequences:
+# with 6,144 it would take three times as long and as much memory, and the order is clear by then. The next picture
+# shows one machine, measured the same way with more widths, up to the 6,144 of Vim-Tiny (one thread of a two-core
+# server CPU; `docs/measurements/06_scans.json`).
 
 # %%
 measured = json.loads(Path("../docs/measurements/06_scans.json").read_text())["data"]
@@ -753,8 +765,7 @@ for *others, fastest in zip(*seconds.values(), strict=True):
 
 # %%
 figure, axis = plt.subplots(figsize=(6.8, 3.6))
-styles = "o-", "s-", "^-", "d-", "v--"
-for (name, values), style in zip(seconds.items(), styles, strict=True):
+for (name, values), style in zip(seconds.items(), (*STYLES, "v:"), strict=True):
     axis.loglog(widths, [1e3 * value for value in values], style, label=name)
 axis.set(xlabel="sequences S", ylabel="milliseconds", title="1,024 steps on one core")
 axis.legend(ncols=2, fontsize=8)
@@ -831,7 +842,7 @@ curves = {name: [] for name in SCANS}
 for name, scan in SCANS.items():
     curves[name] = [ticks_of(scan, 1024, 6144, P) for P in lanes]
 figure, axis = plt.subplots(figsize=(6.8, 3.5))
-for (name, values), style in zip(curves.items(), ("o-", "s-", "^-", "d-"), strict=True):
+for (name, values), style in zip(curves.items(), STYLES, strict=True):
     axis.loglog(lanes, values, style, label=name)
 for P, name in ((32, "2 CPU cores"), (16_896, "one H100")):
     axis.axvline(P, color=COLOURS["grey"], linestyle=":")
@@ -843,9 +854,10 @@ show(figure, "Ticks of four scans against the lanes; with few lanes the loop is 
 print("ticks of the loop with a lane for each sequence:", flat)
 
 # %% [markdown]
-# **What to see.** As long as there are more sequences than lanes, all curves fall alike, and the loop is the lowest: it
-# has the least work. (Blelloch and the chunks lie on each other.) From 6,144 lanes on the loop is flat. It has a lane
-# for each sequence and nothing to do for the others. At the right edge the order is that of the depth.
+# **What to see.** As long as there are more sequences than lanes, all curves fall alike, and the loop is the lowest:
+# it has the least work. (Blelloch, green, lies under the dashed line of the chunks.) From 6,144 lanes on the loop is
+# flat. It has a lane for each sequence and nothing to do for the others. At the right edge the order is that of the
+# depth.
 #
 # 32 are the lanes of two CPU cores with 16 each. An H100 has 132 multiprocessors with 128 lanes each. There, for one
 # image, Blelloch and the chunks are just ahead. With a batch of 8 there are 49,152 sequences, more than lanes, and the
@@ -921,17 +933,33 @@ def draw_broken(axis, scan, title):
 
 
 # %%
-figure, axis = plt.subplots(figsize=(5.6, 3.2))
-count_bad = draw_broken(axis, by_products, "Products over all steps, float32")
+z, at = 1.6, torch.arange(1, 81)  # Mamba's fastest decay, 80 steps
+a_one, b_one = torch.full((80, 1), math.exp(-z)), b_sweep[:80, :1]
+right = loop(a_one, b_one)
+found = by_products(a_one.float(), b_one.float())
+error = ((found - right).abs() / right.abs().max())[:, 0]
+cliff = error.isfinite().logical_not().double().argmax().item() + 1
+
+# %%
+figure, (left, axis) = plt.subplots(1, 2, figsize=(9, 3.2))
+left.semilogy(at[: cliff - 1], error[: cliff - 1].clamp(min=1e-9), ".-", label="error")
+left.axvline(88.7 / z, linestyle="--", color=COLOURS["black"], label="88.7 / z = 55")
+left.axvspan(cliff, 80, color=COLOURS["orange"], alpha=0.4, label="no number")
+left.set(xlabel="step", ylabel="error / largest state", title="z = 1.6, float32")
+left.set(ylim=(1e-10, 10))
+left.legend(loc="upper left", fontsize=8)
+count_bad = draw_broken(axis, by_products, "All decays: orange is broken")
 axis.set(xlabel="decay z of a step", ylabel="step")
 axis.legend(loc="lower left")
-show(figure, "Steps above the line 88.7 / z are wrong, all steps below it are right")
-print(f"wrong or no number: {count_bad / 1024 / 60:.0%} of the states")
+show(figure, "Left: a tiny error, from step 57 on no number. Right: wrong above 88.7 / z")
+print(f"first step without a number: {cliff}; broken in all: {count_bad / 1024 / 60:.0%}")
+assert abs(cliff - 88.7 / z) < 3
 
 # %% [markdown]
-# **What to see.** Orange is broken: wrong, infinite, or not a number. The border is the dashed line, which was drawn
-# before anything ran. Below it the trick is right to the last digits of float32. It does not get worse slowly. It
-# falls off a cliff. In a training run this is the moment when some step size has grown too large: NaN.
+# **What to see.** Left, one decay: the error stays at the last digits of float32 (errors of 0 are drawn at $10^{-9}$),
+# and then there is no number at all. It does not get worse slowly. It falls off a cliff. Right, all decays: orange is
+# broken, that is wrong, infinite, or not a number. The border is the dashed line, which was computed before anything
+# ran. In a training run this is the moment when some step size has grown too large: NaN.
 #
 # So the trick must carry a label: **float32, only while $z L$ stays below 80; float64, below 700.** A logarithm does
 # not help. `exp(-cumsum(log a))` is the same $1/P$.
@@ -1000,15 +1028,20 @@ figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
 names = "over all steps", "in chunks of 16", "in chunks of 32"
 ways = by_products, mended, lambda a, b: mended(a, b, 32)
 bad = [draw_broken(*each) for each in zip(axes, ways, names, strict=True)]
+for axis, K in zip(axes, (1024, 16, 32), strict=True):
+    axis.axvline(88.7 / K, color=COLOURS["blue"], label=f"88.7 / {K} = {88.7 / K:.2g}")
+    axis.set(xlim=(0.01, 8), xlabel="decay z of a step")
+    axis.legend(loc="lower left", fontsize=8)
 axes[0].set_ylabel("step")
-axes[1].set_xlabel("decay z of a step")
 show(figure, "Broken states: above the line; none with chunks of 16; a strip with 32")
 print("broken states:", dict(zip(names, bad, strict=True)), " 80 / 16 =", 80 / 16)
 assert bad[1] == 0 < bad[2] < bad[0]
 
 # %% [markdown]
-# **What to see.** Chunks of 16: nothing is broken, at any length, for decays up to 5 a step. Chunks of 32 are broken at
-# the right edge, where $zK$ passes 88.7, from within the *first* chunk on: one bad number is handed on for ever.
+# **What to see.** The blue line stands at $z = 88.7/K$, where $1/P$ overflows within a chunk of K steps (left: all
+# 1,024 steps are one chunk). Left of it nothing is broken. Chunks of 16: we swept decays up to 5, so nothing is broken
+# at any length. Chunks of 32 are broken right of the line, from within the *first* chunk on: one bad number is handed
+# on for ever.
 #
 # A mend with a limit is still a mend with a limit: a step with $z = 100$ breaks any chunk. The rule (6.2) has none. It
 # multiplies numbers below 1 and divides by nothing. The worst that happens is that a product becomes 0, and then it
@@ -1027,8 +1060,9 @@ for name, scan in SCANS.items():
 #
 # *Core.*
 #
-# To train, we need the gradient of a loss by every $a[t]$ and $b[t]$. Three steps show all of it. Let the loss be any
-# function of the three states, and call its direct derivative by $h[t]$, with the other states held fixed, $dh[t]$.
+# To train, we need the gradient of a loss with respect to every $a[t]$ and $b[t]$. Three steps show all of it. Let the
+# loss be any function of the three states. Call its direct derivative with respect to $h[t]$, with the other states
+# held fixed, $dh[t]$.
 #
 # But the other states are not fixed. $h[1]$ acts on the loss directly, and through $h[2] = a[2]\, h[1] + b[2]$. So the
 # full derivative, call it $g$, is
@@ -1045,13 +1079,14 @@ for name, scan in SCANS.items():
 # $$\frac{d\,\text{loss}}{d\,b[t]} = g[t] \qquad \frac{d\,\text{loss}}{d\,a[t]} = g[t]\, h[t-1] \tag{6.7}$$
 #
 # **By hand**, with the first three steps of section 1 and $dh = 2, 1, 4$: $g[2] = 4$, $g[1] = 1 + \tfrac14 \cdot 4 =
-# 2$, $g[0] = 2 + \tfrac12 \cdot 2 = 3$. By $a$: $0$ (nothing came before), $2 \cdot 8 = 16$, $4 \cdot 6 = 24$.
+# 2$, $g[0] = 2 + \tfrac12 \cdot 2 = 3$. With respect to $a$: $0$ (nothing came before), $2 \cdot 8 = 16$, $4 \cdot 6 =
+# 24$.
 
 # %%
 a_3, b_3 = a[:3].clone().requires_grad_(), b[:3].clone().requires_grad_()
 dh = torch.tensor([2.0, 1.0, 4.0])
 by_autograd = torch.autograd.grad(loop(a_3, b_3), (a_3, b_3), dh)
-print("by a:", by_autograd[0].tolist(), " by b:", by_autograd[1].tolist())
+print("d loss / da:", by_autograd[0].tolist(), " d loss / db:", by_autograd[1].tolist())
 assert by_autograd[0].tolist() == [0, 16, 24] and by_autograd[1].tolist() == [3, 2, 4]
 
 # %%
@@ -1078,8 +1113,8 @@ print("factors between three steps:", a[1:3].tolist(), "both ways")
 # **Goal.** Write (6.6) and (6.7). **Difficulty.** build. **Minutes.** 12. **Core.**
 #
 # `a`, `h`, `dh` are (L, S): decays, states of the forward pass (the state before the first is 0), and direct
-# derivatives. Return the pair (by a, by b). The checker also runs PyTorch's `gradcheck` on it, which moves every input
-# a little and watches the output.
+# derivatives. Return the pair of gradients, with respect to `a` and to `b`. The checker also runs PyTorch's
+# `gradcheck` on it, which moves every input a little and watches the output.
 #
 # <details><summary>Hint</summary>
 #
@@ -1108,6 +1143,10 @@ check("06.6", scan_backward)
 
 # %% [markdown]
 # (6.6) is a recurrence with pairs $(a[t+1], dh[t])$, so **any scan runs it**: turn time round and shift $a$ by one.
+# The last step has no step after it, so there is no $a[t+1]$. We put a 0 at the end, `a_next`, so that it has as many
+# steps as $dh$. Any number would do: time is turned round, so this 0 comes first and multiplies the state before the
+# first step, which is 0.
+#
 # The backward pass is as parallel as the forward pass. We write it so, in two lines, around any scan. PyTorch takes
 # over all that is local in time, from $u, \Delta, A, B, C$ to $a$ and $b$ and back.
 
@@ -1152,7 +1191,8 @@ ours = torch.autograd.grad(
 # %%
 for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, strict=True):
     right = largest_error(found, exact) < 1e-12
-    print(f"gradient by {name:>5}, {tuple(found.shape)!s:>10}: as the package's: {right}")
+    shape = tuple(found.shape)
+    print(f"with respect to {name:>5}, {shape!s:>10}: as the package's: {right}")
     assert right
 
 # %% [markdown]
@@ -1161,15 +1201,15 @@ for name, found, exact in zip(("u", "delta", "A", "B", "C"), ours, expected, str
 # *Core.*
 #
 # The backward pass needs $a[t]$ and $h[t-1]$ of every step. Autograd keeps them. How much is that? Call one array of
-# shape (B, L, E, N) a **block**. A loop over the steps keeps $e^{\Delta A}$ and $h$: two blocks for each direction of
-# each layer.
+# shape (B, L, E, N) a **full array**. A loop over the steps keeps $e^{\Delta A}$ and $h$: two full arrays for each
+# direction of each layer.
 #
 # **Predict**, for Vim-Tiny: 64 images, 197 tokens, E = 384, N = 16, float32, 24 layers, two directions.
 
 # %%
-block = 64 * 197 * 384 * 16 * 4 / 2**20
-total = 2 * 48 * block / 1024
-print(f"one block: {block:.0f} MiB; two in each of 48 scans: {total:.1f} GiB")
+full = 64 * 197 * 384 * 16 * 4 / 2**20
+total = 2 * 48 * full / 1024
+print(f"one full array: {full:.0f} MiB; two in each of 48 scans: {total:.1f} GiB")
 assert round(total, 1) == 27.7
 
 # %% [markdown]
@@ -1177,10 +1217,10 @@ assert round(total, 1) == 27.7
 # compute the others again when the backward pass comes there. Then there are
 #
 # $$\underbrace{\frac1K}_{\text{states kept}} + \underbrace{\frac{2K}{L}}_{\text{the one chunk that is open}}
-# \quad\text{blocks} \tag{6.8}$$
+# \quad\text{full arrays} \tag{6.8}$$
 #
 # The first term falls with K, the second grows. They are equal at $K = \sqrt{L/2}$. For L = 128 that is K = 8, with
-# 0.25 blocks in place of 2. The price: every step of the forward pass is computed twice.
+# 0.25 full arrays in place of 2. The price: every step of the forward pass is computed twice.
 #
 # *The idea: Chen et al., Training deep nets with sublinear memory cost, arXiv 1604.06174.* Mamba's paper calls it
 # recomputation (section 3.3.2). PyTorch has it built in: `checkpoint(function, ...)` keeps the arguments of the
@@ -1223,8 +1263,14 @@ print("chunks run in the backward pass:", len(calls), "of", math.ceil(100 / 7))
 assert len(calls) == 15
 
 # %% [markdown]
-# Now the measurement. PyTorch lets us stand beside every operation and see what it allocates. When the last owner of a
-# piece of memory has gone, we are told.
+# Now the measurement, with a small meter. You need not follow how it hooks into PyTorch; what it does is bookkeeping:
+# - PyTorch calls `__torch_dispatch__` for every operation inside `with Memory()`. We run the operation and look at the
+#   tensors that come out.
+# - Is the memory of such a tensor new to us, by its address? Then we add its bytes to `now`. A view, such as a slice,
+#   has the address of a tensor that we know, and adds nothing.
+# - `weakref.finalize` calls `free` when nobody uses this memory any more. Then we take the bytes off again.
+#
+# `peak` is the largest that `now` has ever been. Below the class is a test small enough to do by hand.
 
 
 # %%
@@ -1266,8 +1312,8 @@ assert (memory.now, memory.peak) == (8000, 16000)
 
 
 # %%
-def peak_blocks(run, L=128, E=32, N=16):
-    """The most memory of a forward and backward pass, in blocks."""
+def peak_arrays(run, L=128, E=32, N=16):
+    """The most memory of a forward and backward pass, in full arrays."""
     given = [x.requires_grad_() for x in example(L, 1, E, N)]
     with Memory() as memory:
         run(*given).sum().backward()
@@ -1277,9 +1323,9 @@ def peak_blocks(run, L=128, E=32, N=16):
 # %%
 sizes = [2, 4, 8, 16, 32, 64, 128]
 predicted = [1 / K + 2 * K / 128 for K in sizes]
-peaks = [peak_blocks(lambda *given, K=K: with_recomputation(*given, K)) for K in sizes]
-plain = peak_blocks(lambda *given: run_chunk(*given, torch.zeros(1, 32, 16))[0])
-print(f"all kept: predicted 2 blocks, measured {plain:.2f}")
+peaks = [peak_arrays(lambda *given, K=K: with_recomputation(*given, K)) for K in sizes]
+plain = peak_arrays(lambda *given: run_chunk(*given, torch.zeros(1, 32, 16))[0])
+print(f"all kept: predicted 2 full arrays, measured {plain:.2f}")
 for K, guess, found in zip(sizes, predicted, peaks, strict=True):
     print(f"K = {K:>3}: predicted {guess:.2f}, measured {found:.2f}")
     assert guess < found < guess + 0.5
@@ -1291,7 +1337,7 @@ axis.plot(sizes, predicted, "--", label="predicted: 1/K + 2K/L")
 axis.plot(sizes, peaks, "o", label="measured")
 axis.axhline(plain, color=COLOURS["red"], linestyle=":", label="measured, all kept")
 axis.set(xscale="log", ylim=(0, 2.6), xticks=sizes, xticklabels=sizes)
-axis.set(xlabel="K, steps in a chunk", ylabel="blocks at the most")
+axis.set(xlabel="K, steps in a chunk", ylabel="full arrays at the most")
 axis.set_title("Memory of a scan and its gradient, L = 128")
 axis.minorticks_off()
 axis.legend()
@@ -1301,9 +1347,9 @@ print(f"least at K = {best}: {plain / min(peaks):.1f} times less than with all k
 assert best in (8, 16)
 
 # %% [markdown]
-# **What to see.** The valley lies where the prediction has it. The dots lie above the line by about a third of a
-# block: outputs, copies and gradients of the shape (B, L, E), which (6.8) leaves out. At N = 16 one of them
-# is a sixteenth of a block.
+# **What to see.** The valley lies where the prediction has it. The dots lie above the line by about a third of a full
+# array: outputs, copies and gradients of the shape (B, L, E), which (6.8) leaves out. At N = 16 one of them is a
+# sixteenth of a full array.
 #
 # On the left too many states are kept. On the right, at K = L, everything is computed twice and nothing is saved.
 #
@@ -1313,8 +1359,8 @@ assert best in (8, 16)
 #
 # **Goal.** Join the adjoint and recomputation. **Difficulty.** build. **Minutes.** 12. **Optional.**
 #
-# As in 06.6, return (by a, by b). But the states are gone. You have `a`, `b`, `dh` (L, S), and `starts` (L / K, S):
-# row c is the state **before** step $cK$. So the first row is the initial state, which need not be 0, and K is
+# As in 06.6, return the two gradients. But the states are gone. You have `a`, `b`, `dh` (L, S), and `starts` (L / K,
+# S): row c is the state **before** step $cK$. So the first row is the initial state, which need not be 0, and K is
 # `len(a) // len(starts)`.
 #
 # <details><summary>Hint</summary>
@@ -1327,7 +1373,7 @@ assert best in (8, 16)
 
 # %%
 def backward_from_starts(a, b, starts, dh):
-    """(by a, by b); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
+    """(da, db); a, b, dh (L, S), starts (L / K, S): the state before each chunk."""
     # BEGIN SOLUTION
     K = len(a) // len(starts)
     da, db, carry = torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a[0])
@@ -1440,7 +1486,7 @@ for L in (4, 8, 20):
 # **Goal.** Tell a wrong gradient from a wrong test. **Difficulty.** investigate. **Minutes.** 12. **Core.**
 #
 # Return a dict with four keys. `"A"`, `"B"`, `"C"`: `"test"` or `"code"`, whichever must be mended. `"steps"`: the list
-# of all t at which the gradient by `a` is wrong for L = 20.
+# of all t at which the gradient with respect to `a` is wrong for L = 20.
 #
 # <details><summary>Hint</summary>
 #
@@ -1468,8 +1514,8 @@ check("06.8", findings)
 # gradients agree. B asks float32, which has 7 digits, for a change in the sixth. So only one or two digits of the
 # quotient are true. In float64 it agrees. In float32 it agrees with a step of 0.001. C is a bug: at the first step of
 # a chunk, "the state before" is set to 0. It is `starts[first // 8]`. The first chunk hides it, because there the
-# state before is 0. So a test of at most eight steps can never see it, and the gradient by `b`, which needs no state,
-# is right everywhere.
+# state before is 0. So a test of at most eight steps can never see it, and the gradient with respect to `b`, which
+# needs no state, is right everywhere.
 #
 # </details>
 #
