@@ -1599,7 +1599,7 @@ assert (seen.diag() > 0).all() and (seen.triu(1) == 0).all()
 # | here | in the package |
 # |---|---|
 # | `scan`, `scan_tiles`, `scan_both`, `scan_chunks` | `scan_forward` in `minivim/kernels/gpu/scan/kernels.py` |
-# | `chunk_states`, `combine`, exercise 07.5 | `scan_states`, `combine_states`, in that file; there, `total` is `faded` |
+# | `chunk_states`, `combine`, exercise 07.5 | `scan_states`, `combine_states`, in that file (`faded`: our `total`) |
 # | `scan_backward` | `scan_backward`: states every 32 steps, the others computed again |
 # | softplus and mask, exercise 07.3 | `step_size` in `minivim/kernels/gpu/maths.py` |
 # | the count of section 7, exercise 07.4 | `python -m minivim.kernels.gpu.sass` |
