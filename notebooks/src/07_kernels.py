@@ -692,7 +692,8 @@ check("07.3", fade_of_padding)
 # Five instructions for each state, one of them an exponential; and one multiplication $\Delta \cdot u$ for all states
 # together. All 32 lanes at once: an instruction is counted once, not 32 times. Bytes: u, delta and y for each channel,
 # B and C once for all.
-#
+
+# %% [markdown]
 # ### Exercise 07.4 · Count a step
 #
 # **Goal.** Count what a step costs. **Difficulty.** derive. **Minutes.** 8. **Core.**
