@@ -515,7 +515,7 @@ axis.text(6.35, 1.45, "one number for\neach state", va="center", fontsize=9)
 axis.text(5.6, 2.55, "$Δ_t u_t$: one number for each lane", va="center", fontsize=9)
 axis.text(5.6, 0.35, "$y_t$: sum of C h down each lane", va="center", fontsize=9)
 arrow(axis, (3.9, 0.7), (3.9, 0.52), colour="black")
-show(figure, "A block h of 4 states by 8 lanes; B left of it, C right, a row above, y below")
+show(figure, "A block h of 4 states by 8 lanes; B left, C right, a row above, y below")
 print("numbers of h in a lane's registers:", 4, " in the block:", 4 * 8)
 
 # %% [markdown]
@@ -580,7 +580,7 @@ def scan_tiles(
     u, raw, bias, A, B, states, L, E,
     BLOCK: tl.constexpr, K: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
-    """One state for each channel, tiles of K steps; keeps h of every step, padded ones too."""
+    """One state for each channel, tiles of K steps; keeps h, of padded steps too."""
     d = tl.arange(0, BLOCK)
     a = tl.load(A + d, mask=d < E, other=0.0)
     beta = tl.load(bias + d, mask=d < E, other=0.0)
@@ -814,7 +814,7 @@ axis.set(xlabel="cycles for a step of 32 channels, computed", ylabel="", xscale=
 axis.set(xlim=(10, 2e4), xticks=[10, 100, 1000, 10000], ylim=(4.5, -0.5))
 axis.set_xticklabels(["10", "100", "1,000", "10,000"])
 axis.set_yticks(places, clocks)
-show(figure, "Five dots: a kernel's clocks from 45 to 128 cycles, PyTorch's far to the right")
+show(figure, "Five dots: a kernel's clocks from 45 to 128 cycles, PyTorch's far right")
 largest = max(list(clocks)[:4], key=clocks.get)
 print(f"the kernel's largest clock: {largest}, {clocks[largest]} cycles")
 
@@ -855,7 +855,8 @@ assert total > sum(counts.values()) and exchanged > 0
 schedulers = 528
 for batch in (128, 8, 1):
     warps = 2 * batch * 384 // 32
-    print(f"batch {batch:>3}: {warps:>4} warps, {warps / schedulers:.2g} for each scheduler")
+    share = warps / schedulers
+    print(f"batch {batch:>3}: {warps:>4} warps, {share:.2g} for each scheduler")
 assert 2 * 384 // 32 < schedulers
 
 # %% [markdown]
@@ -1254,8 +1255,8 @@ def scan_backward(
         tl.store(du + row, delta_t * s, mask=inside)  # (7.7)
         change = tl.sum(q * a_log2, axis=0) * 0.6931471805599453 + u_t * s  # (7.8)
         tl.store(ddelta + row, change, mask=inside)
-        sum_A += delta_t[None, :] * q  # (7.9)
-        tl.store(dB + part + t * N, tl.sum(g * (delta_t * u_t)[None, :], axis=1))  # (7.10)
+        sum_A += delta_t[None, :] * q  # (7.9), and (7.10):
+        tl.store(dB + part + t * N, tl.sum(g * (delta_t * u_t)[None, :], axis=1))
         tl.store(dC + part + t * N, tl.sum(dy_t[None, :] * h, axis=1))
         carry = a * g
     tl.store(dA + b * N * E + place, sum_A, mask=inside[None, :])

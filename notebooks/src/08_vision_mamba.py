@@ -387,7 +387,8 @@ def draw_walks(figure, t):
 
 # %%
 print("steps until both scans are at the class token:", 8, " frames:", 13)
-flipbook(draw_walks, [*range(9), 10, 12, 14, 16], "Two scans walk over 17 tokens towards each other")
+steps = [*range(9), 10, 12, 14, 16]
+flipbook(draw_walks, steps, "Two scans walk over 17 tokens towards each other")
 
 # %% [markdown]
 # **What to see.** Left: coloured places have been read. Each scan carries what it read in its state. At step 8 both
