@@ -130,24 +130,31 @@ print("y:", tuple(y.shape), " last state:", tuple(last.shape))
 
 # %%
 figure, axis = canvas(6.6, 2.5)
-axis.text(0.1, 1.75, "PyTorch", va="center", fontsize=10, weight="bold")
+axis.text(0.1, 1.95, "PyTorch", va="center", fontsize=10, weight="bold")
+axis.text(0.1, 1.68, "large arrays", va="center", fontsize=9, color=COLOURS["red"])
+axis.text(1.7, 1.72, "load", ha="right", va="center", fontsize=8)
+axis.text(2.1, 1.72, "store", va="center", fontsize=8)
 for index, step in enumerate(["Δ·A", "exp", "· h", "+ ΔuB", "· C, sum"]):
     place = 1.9 + index
     box(axis, place, 2.1, step, width=0.8, height=0.36, colour="orange")
     arrow(axis, (place - 0.15, 1.5), (place - 0.15, 1.92), colour="red")
     arrow(axis, (place + 0.15, 1.92), (place + 0.15, 1.5), colour="red")
 box(axis, 3.9, 1.35, "memory: (B, L, E, N), again and again", 4.9, 0.3, "grey")
-axis.text(0.1, 0.6, "one kernel", va="center", fontsize=10, weight="bold")
+axis.text(0.1, 0.8, "one kernel", va="center", fontsize=10, weight="bold")
+axis.text(0.1, 0.53, "small arrays", va="center", fontsize=9, color=COLOURS["blue"])
+axis.text(2.55, 0.51, "load", ha="right", va="center", fontsize=8)
+axis.text(5.25, 0.51, "store", va="center", fontsize=8)
 box(axis, 3.9, 0.85, "exp, ·h, +, ·C, sum: all in registers", 4.9, 0.36, "green")
 arrow(axis, (2.6, 0.35), (2.6, 0.67), colour="blue")
 arrow(axis, (5.2, 0.67), (5.2, 0.35), colour="blue")
 box(axis, 3.9, 0.2, "memory: u, Δ, B, C in; y out", 4.9, 0.3, "grey")
 show(figure, "Five PyTorch operations that go to memory and back, and one kernel")
-print("trips to memory and back: 5 in PyTorch, 1 in a kernel")
+print("arrows: 10 for PyTorch, 2 for one kernel")
 
 # %% [markdown]
-# **What to see.** Above, ten trips to memory with the large arrows. Below, two trips with small ones. Let us count
-# them, for one image in Vim-Tiny: L = 197 tokens, E = 384 channels, N = 16 states.
+# **What to see.** An arrow up is a load from memory, an arrow down is a store. Above, ten of them, and nearly all move
+# a large array: N numbers for each channel. Below, two, and what they move has no N. Let us count the bytes, for one
+# image in Vim-Tiny: L = 197 tokens, E = 384 channels, N = 16 states.
 
 # %%
 L, E, N = 197, 384, 16
@@ -197,8 +204,9 @@ assert torch.equal(y, 2 * x)
 #   addresses. `tl.load` fetches the four numbers there into registers, `tl.store` puts four numbers into memory.
 # - `BLOCK: tl.constexpr` is known when the kernel is compiled. A block's size must be, and it must be a power of two.
 #
-# There is no return value and no loop over elements. On a GPU the 32 lanes of a **warp** are real: 32 numbers that one
-# instruction works on. A program has one warp or several.
+# There is no return value and no loop over elements. On a GPU, lanes come in groups of 32. Such a group is a **warp**:
+# 32 numbers that one instruction works on. A program is one warp or several. (When this chapter counts what a GPU does,
+# a program is one warp: 32 lanes.)
 
 # %%
 figure, axis = canvas(6.6, 1.5)
@@ -251,9 +259,12 @@ print("behind y there was -1, -1, -1; now there is:", [int(number) for number in
 assert behind != [-1, -1, -1]
 
 # %% [markdown]
-# No error, no warning: two numbers that belonged to somebody else are gone. In a real program they were a weight, or
-# a part of another image. The answer is a **mask**: a block of booleans. Lanes whose mask is False load and store
-# nothing.
+# No error, no warning: two numbers that belonged to somebody else are gone. The two lanes too many asked for numbers 10
+# and 11. Number 10 is the -1 behind `x`: it was doubled, and -2 stands behind `y`. Number 11 is one place further,
+# where `y` begins; program 0 had put a 0 there, and twice 0 is 0. The third -1 was nobody's turn.
+#
+# In a real program the lost numbers were a weight, or a part of another image. The answer is a **mask**: a block of
+# booleans. Lanes whose mask is False load and store nothing.
 
 
 # %%
@@ -304,8 +315,8 @@ check("07.1", owned)
 
 # %% [markdown]
 # **A masked lane still computes.** It takes part in every instruction with the number `other`. Where lanes meet, in a
-# sum or a maximum, that number counts. First it is 0 for both operations, then the right number for each. All numbers
-# are negative:
+# sum or a maximum, that number counts. Here are three numbers, -4, -2 and -7, on four lanes, so one lane is masked. It
+# loads first 0, then 7, then $-\infty$:
 
 
 # %%
@@ -319,13 +330,14 @@ def sum_and_largest(x, out, E, other, BLOCK: tl.constexpr):
 
 # %%
 x, out = torch.tensor([-4.0, -2.0, -7.0], device=device), torch.zeros(2, device=device)
-for other in (0.0, -math.inf):
+for other in (0.0, 7.0, -math.inf):
     sum_and_largest[(1,)](x, out, 3, other, BLOCK=4)
     print(f"other = {other:>4}: sum {out[0].item():>4.0f}, largest {out[1].item():>3.0f}")
 assert out.tolist() == [-math.inf, -2]
 
 # %% [markdown]
-# With 0 the sum is right and the largest is wrong: nobody gave us a 0. With $-\infty$ it is the other way round. What a
+# The sum should be -13, the largest -2. With 0 the sum is right and the largest is wrong: nobody gave us a 0. With 7
+# both are wrong: the 7 is added, and it is the largest. With $-\infty$ the largest is right and the sum is not. What a
 # masked lane must load depends on what is done with it: the number that **changes nothing**, called the **identity** of
 # the operation. Adding 0 changes nothing. Taking the larger one of $v$ and $-\infty$ changes nothing.
 #
@@ -369,7 +381,8 @@ check("07.2", identity)
 # system of its own. But step t needs step t - 1. So:
 #
 # - **one program** owns BLOCK channels of one image: a two-dimensional launch, blocks of channels times images;
-# - **lanes are channels** (channels never meet in a forward scan, so what a masked lane loads does no harm there);
+# - **lanes are channels** (channels never meet in a forward scan, so it should not matter what a masked lane loads; we
+#   shall try it);
 # - **time is a loop** inside the program. The state h is a variable. It stays in a register from the first step to the
 #   last.
 #
@@ -388,8 +401,8 @@ print("place of u[1, 3, 17]:", (b * L + t) * E + d)
 assert u.flatten()[(b * L + t) * E + d] == u[b, t, d]
 
 # %% [markdown]
-# One state a channel to begin with, N = 1. One detail comes from the hardware: it has no $e^x$, but it has $2^x$. So we
-# hand over $A \log_2 e$ and use `tl.exp2`:
+# We begin with one state for each channel, N = 1. One detail comes from the hardware: it has no $e^x$, but it has
+# $2^x$. So we hand over $A \log_2 e$ and use `tl.exp2`:
 #
 # $$e^{\Delta A} = 2^{\Delta\, (A \log_2 e)} \tag{7.3}$$
 #
@@ -398,7 +411,7 @@ assert u.flatten()[(b * L + t) * E + d] == u[b, t, d]
 
 # %%
 @triton.jit
-def scan_one_state(u, delta, A, B, y, L, E, BLOCK: tl.constexpr):
+def scan_one_state(u, delta, A, B, y, L, E, other, BLOCK: tl.constexpr):
     """h = exp(delta A) h + delta u B, y = h; A (E,) is A log2(e), B (B, L)."""
     b, d = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = d < E
@@ -406,8 +419,8 @@ def scan_one_state(u, delta, A, B, y, L, E, BLOCK: tl.constexpr):
     h = tl.zeros([BLOCK], tl.float32)
     for t in range(L):
         row = (b * L + t) * E + d
-        u_t = tl.load(u + row, mask=inside, other=0.0)
-        delta_t = tl.load(delta + row, mask=inside, other=0.0)
+        u_t = tl.load(u + row, mask=inside, other=other)
+        delta_t = tl.load(delta + row, mask=inside, other=other)
         h = tl.exp2(delta_t * a) * h + delta_t * u_t * tl.load(B + b * L + t)
         tl.store(y + row, h, mask=inside)
 
@@ -416,10 +429,18 @@ def scan_one_state(u, delta, A, B, y, L, E, BLOCK: tl.constexpr):
 LOG2E = math.log2(math.e)
 y = torch.empty_like(u)
 grid = (triton.cdiv(E, 8), len(u))
-scan_one_state[grid](u, delta, A[:, 0] * LOG2E, B[..., 0].contiguous(), y, L, E, BLOCK=8)
+A_1, B_1 = A[:, 0] * LOG2E, B[..., 0].contiguous()
 expected = scan_by_loop(u, delta, A[:, :1], B[..., :1], torch.ones_like(C[..., :1]))[0]
-print("programs:", grid[0], "x", grid[1], " equal to the loop:", close(y, expected))
-assert close(y, expected)
+for other in (0.0, 7.0):
+    scan_one_state[grid](u, delta, A_1, B_1, y, L, E, other, BLOCK=8)
+    print(f"masked lanes load {other:.0f}: equal to the loop: {close(y, expected)}")
+    assert close(y, expected)
+
+# %% [markdown]
+# Six programs ran, 3 x 2. With 7 in the masked lanes the result is the same: a masked lane has a wrong state then, but
+# no other lane reads it, and it is not stored. In a sum over channels the 7 would be wrong. Section 11 has one.
+#
+# Here are the six programs at work:
 
 # %%
 COLOUR_OF = ["blue", "orange", "green", "purple", "brown", "red"]  # of a program
@@ -455,15 +476,20 @@ def draw_box(figure, step):
     axis.text(10, 17.6, "E: 20 channels are lanes", ha="center", fontsize=9)
     axis.text(-0.8, 10.5, "L: 11 steps", rotation=90, ha="right", va="center", fontsize=9)
     axis.text(29, 14.5, "B: 2 images", fontsize=9)
+    axis.text(0, 4.7, "image 0", fontsize=9)
+    axis.text(14, 0.7, "image 1", fontsize=9)
+    axis.text(34.3, 0.7 + step, "masked", fontsize=9)
 
 
 print("numbers in the box:", u.numel(), " programs:", 2 * 3, " steps each:", L)
 flipbook(draw_box, range(11), "Six programs walk down a box, a row at a time")
 
 # %% [markdown]
-# **What to see.** Six colours are six programs: three blocks of channels for each of two images. A thin line is a lane.
-# In every frame all six go one row further, with the state in their hands. The last block of each image has only four
-# channels; four of its lanes are masked. Nothing of the box is in a register but the lit row and the state.
+# **What to see.** Six colours are six programs: three blocks of channels for each of two images. A lane is the column
+# between two thin lines. In every frame all six programs go one row further, and keep their states. Full colour is the
+# row of this step, pale the rows before it, white the rows to come. The last block of each image has only four
+# channels: its other four lanes are masked, the empty frame beside it. Of the whole box, only the row of this step is
+# in registers, and the state.
 #
 # ## 5. N states in registers
 #
@@ -473,31 +499,30 @@ flipbook(draw_box, range(11), "Six programs walk down a box, a row at a time")
 # numbers meet in it, and each is **broadcast** along the other direction.
 
 # %%
-figure, axis = canvas(6.6, 3.0)
+figure, axis = canvas(7.4, 3.0)
 rows = [2.0 - 0.38 * state for state in range(4)]
 for lane in range(8):
     place = 2.5 + 0.4 * lane
     box(axis, place, 2.55, "", 0.34, 0.3, "orange")
     box(axis, place, 0.35, "", 0.34, 0.3, "purple")
     for row in rows:
-        box(axis, place, row, "", 0.34, 0.32, "green")
+        box(axis, place, row, "h", 0.34, 0.32, "green")
 for row in rows:
-    box(axis, 1.75, row, "", 0.34, 0.32, "blue")
-axis.text(1.45, 1.45, "$B_t$: one number\na state", ha="right", va="center", fontsize=9)
-for row, text in (
-    (2.55, "$Δ_t u_t$: one\na lane"),
-    (1.45, "h: a column\na lane"),
-    (0.35, "$y_t$: sum down\nthe column"),
-):
-    axis.text(5.6, row, text, va="center", fontsize=9)
+    box(axis, 1.75, row, "B", 0.34, 0.32, "blue")
+    box(axis, 6.05, row, "C", 0.34, 0.32, "red")
+axis.text(1.45, 1.45, "one number for\neach state", ha="right", va="center", fontsize=9)
+axis.text(6.35, 1.45, "one number for\neach state", va="center", fontsize=9)
+axis.text(5.6, 2.55, "$Δ_t u_t$: one number for each lane", va="center", fontsize=9)
+axis.text(5.6, 0.35, "$y_t$: sum of C h down each lane", va="center", fontsize=9)
 arrow(axis, (3.9, 0.7), (3.9, 0.52), colour="black")
-show(figure, "A block h of 4 states by 8 lanes, a column B beside it, a row above, y below")
+show(figure, "A block h of 4 states by 8 lanes; B left, C right, a row above, y below")
 print("numbers of h in a lane's registers:", 4, " in the block:", 4 * 8)
 
 # %% [markdown]
-# **What to see.** $B_t$ stands at the left, one number a state. All lanes use it; that is what "all channels share B
-# and C" means for a kernel. $\Delta_t u_t$ stands on top, one number a lane. In code: `B_t[:, None]` is a column,
-# `(delta_t * u_t)[None, :]` is a row, and their product fills the block.
+# **What to see.** The green block is h: a row for each state, a column for each lane. $B_t$ stands at the left and
+# $C_t$ at the right, one number for each state. All lanes use them; that is what "all channels share B and C" means for
+# a kernel. $\Delta_t u_t$ stands on top, one number for each lane. In code: `B_t[:, None]` is a column, `(delta_t *
+# u_t)[None, :]` is a row, and their product fills the block.
 #
 # $y_t = C_t \cdot h_t$ is the sum down each column. **It stays within a lane.** If states were lanes, every step would
 # end in a sum across lanes, which do not see each other's registers: they would have to exchange numbers.
@@ -555,7 +580,7 @@ def scan_tiles(
     u, raw, bias, A, B, states, L, E,
     BLOCK: tl.constexpr, K: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
-    """One state a channel, tiles of K steps; keeps h of every step, also of padded ones."""
+    """One state for each channel, tiles of K steps; keeps h, of padded steps too."""
     d = tl.arange(0, BLOCK)
     a = tl.load(A + d, mask=d < E, other=0.0)
     beta = tl.load(bias + d, mask=d < E, other=0.0)
@@ -649,9 +674,12 @@ check("07.3", fade_of_padding)
 #
 # *Core.*
 #
+# Two more words. A **cycle** is one tick of the chip's clock; there are about two billion in a second. A **scheduler**
+# is the part of a GPU that starts instructions: one in each cycle, for all 32 lanes of a warp.
+#
 # Three things can make a kernel wait: **bytes** from memory, **exponentials** (a small unit of the chip computes them),
-# and **instructions** (each scheduler of a GPU starts one a cycle, for all 32 lanes of a warp). So count them, for one
-# step of the kernel `scan`, and for one warp of 32 lanes with one channel each. For one state of a lane:
+# and **instructions** (the scheduler starts no more than one in a cycle). So count them, for one step of the kernel
+# `scan`, and for one warp of 32 lanes with one channel each. For one state of a lane:
 #
 # | | instruction |
 # |---|---|
@@ -661,10 +689,11 @@ check("07.3", fade_of_padding)
 # | $\dots + (\Delta u)\, B$ | multiply-add, one instruction |
 # | $y + h\,C$ | multiply-add |
 #
-# Five instructions a state, and one of them an exponential; and one multiplication $\Delta \cdot u$ for all states. All
-# 32 lanes together: an instruction is counted once, not 32 times. Bytes: u, delta and y for each channel, B and C once
-# for all.
-#
+# Five instructions for each state, one of them an exponential; and one multiplication $\Delta \cdot u$ for all states
+# together. All 32 lanes at once: an instruction is counted once, not 32 times. Bytes: u, delta and y for each channel,
+# B and C once for all.
+
+# %% [markdown]
 # ### Exercise 07.4 · Count a step
 #
 # **Goal.** Count what a step costs. **Difficulty.** derive. **Minutes.** 8. **Core.**
@@ -752,10 +781,14 @@ print("instructions of a step:", left, " beyond the arithmetic:", left - arithme
 # there, and nothing can be saved there without leaving out arithmetic. What is right of the line is the price of moving
 # numbers and of counting time.
 #
-# **Three clocks.** How long does a step take, if only one thing bounds it? Take an NVIDIA H200: 132 multiprocessors
-# with four schedulers each, 1.9 GHz. A scheduler starts one instruction a cycle. Its exponential unit has 4 lanes, so a
-# warp keeps it for 32 / 4 = 8 cycles. Memory copies 4.3 TB/s, for all 528 schedulers together. (B and C are read by 12
-# warps, one after the other, and come from a cache; they are left out.)
+# **Three clocks.** How long does a step take, if only one thing bounds it? Take an NVIDIA H200: 132 multiprocessors (a
+# GPU's cores) with four schedulers each, so 528 schedulers, and 1.9 billion cycles in a second.
+#
+# - *Instructions:* one in a cycle.
+# - *Exponentials:* a scheduler's unit for them has 4 lanes, so a warp of 32 keeps it busy for 32 / 4 = 8 cycles.
+# - *Bytes:* memory copies $4.3 \cdot 10^{12}$ bytes in a second, for all 528 schedulers together. (B and C are read by
+#   12 warps, one after the other, and come from a cache; they are left out.) A number takes 4 bytes in float32, and 2
+#   in bfloat16.
 
 # %%
 bytes_a_cycle = 4.3e12 / (528 * 1.9e9)
@@ -772,23 +805,27 @@ assert clocks["bytes, float32"] < clocks["instructions"] < clocks["PyTorch: byte
 
 # %%
 figure, axis = plt.subplots(figsize=(6.4, 2.3))
-colours = [COLOURS[name] for name in ("grey", "green", "green", "red", "blue")]
-bars = axis.barh(list(clocks)[::-1], list(clocks.values())[::-1], color=colours)
-axis.bar_label(bars, fmt="%.0f", padding=3)
+colours = [COLOURS[name] for name in ("blue", "red", "green", "green", "grey")]
+places = range(len(clocks))
+axis.scatter(clocks.values(), places, s=60, color=colours)
+for place, cycles in zip(places, clocks.values(), strict=True):
+    axis.annotate(f"{cycles:.0f}", (cycles, place), (8, -4), textcoords="offset points")
 axis.set(xlabel="cycles for a step of 32 channels, computed", ylabel="", xscale="log")
-axis.set(xlim=(10, 2e4), xticks=[10, 100, 1000, 10000])
+axis.set(xlim=(10, 2e4), xticks=[10, 100, 1000, 10000], ylim=(4.5, -0.5))
 axis.set_xticklabels(["10", "100", "1,000", "10,000"])
-show(figure, "Five bars: a kernel's clocks near 100 cycles, PyTorch's far out")
+axis.set_yticks(places, clocks)
+show(figure, "Five dots: a kernel's clocks from 45 to 128 cycles, PyTorch's far right")
 largest = max(list(clocks)[:4], key=clocks.get)
 print(f"the kernel's largest clock: {largest}, {clocks[largest]} cycles")
 
 # %% [markdown]
-# **What to see.** For the kernel, three clocks stand close together, around 100 cycles. The loop in PyTorch would wait
-# for memory more than forty times as long, if every array went there and back. So the first thing that a kernel brings
-# is what section 1 promised: bytes. After that it is the exponentials, side by side with the instructions. With
-# softplus and a gate, a step has more instructions, and these win: `python -m minivim.kernels.gpu.sass` counts them for
-# the package's kernels. Nothing was measured here. The kernel's bars are lower bounds: no GPU with these rates can be
-# faster.
+# **What to see.** On this axis each line to the right is ten times as long. With float32 the kernel's three clocks
+# stand close together: 90, 111 and 128 cycles. With bfloat16 there are half the bytes, so that clock goes down to 45,
+# and the other two stay. The loop in PyTorch would wait for memory more than forty times as long as any of them, if
+# every array went there and back. So the first thing that a kernel saves is bytes, as section 1 promised. Then the
+# exponentials bound it, and the instructions come close behind. With softplus and a gate, a step has more instructions,
+# and these become the longest: `python -m minivim.kernels.gpu.sass` counts them for the package's kernels. Nothing was
+# measured here. The kernel's dots are lower bounds: no GPU with these rates can be faster.
 #
 # **One word decides.** *Optional.* Tell the compiler that E is a multiple of 16 (Triton notices it by itself when it
 # launches), and it rearranges the lanes: a lane loads four neighbouring channels at once, and the states are spread
@@ -810,26 +847,29 @@ assert total > sum(counts.values()) and exchanged > 0
 #
 # *Core.*
 #
-# A block of 32 channels is a warp's work. One image of Vim-Tiny has 384 channels: 12 warps a direction. An H200 has 528
-# schedulers, and each wants several warps, so that it can work on one while another waits.
+# A program of 32 lanes is one warp, and owns 32 channels. One image of Vim-Tiny has 384 channels: 12 warps for each
+# direction. An H200 has 528 schedulers, and each wants several warps, so that it can work on one while another waits
+# for memory.
 
 # %%
 schedulers = 528
 for batch in (128, 8, 1):
     warps = 2 * batch * 384 // 32
-    print(f"batch {batch:>3}: {warps:>4} warps, {warps / schedulers:.2g} a scheduler")
+    share = warps / schedulers
+    print(f"batch {batch:>3}: {warps:>4} warps, {share:.2g} for each scheduler")
 assert 2 * 384 // 32 < schedulers
 
 # %% [markdown]
-# With one image, nearly all of the chip is idle, while 24 warps walk through time. Here the chunks of
+# With one image, nearly all of the chip is idle, while 24 warps (two directions) walk through time. Here the chunks of
 # [chapter 06](06_scans.ipynb) earn their keep. Cut time into chunks and give each a program of its own. Three launches:
 #
-# 1. **States.** Each chunk starts from 0 and finds what it **adds** to the state, and by how much it would **fade** one
-#    that enters. The fading of many steps is again one exponential, because the exponents add up:
+# 1. **States.** Each chunk starts from 0 and finds what it **adds** to the state. It also notes its **total** of
+#    $\Delta$, which says by how much it would fade a state that enters. The fading of many steps is again one
+#    exponential, because the exponents add up:
 #
 # $$\prod_t e^{\Delta_t A} = e^{A \sum_t \Delta_t} \tag{7.4}$$
 #
-# 2. **Combine.** Walk over the chunks, not over the steps: $h_{\text{next}} = e^{A \sum \Delta} h + \text{added}$.
+# 2. **Combine.** Walk over the chunks, not over the steps: $h_{\text{next}} = e^{A\, \text{total}}\, h + \text{added}$.
 # 3. **Scan.** All chunks at once, each from the state that enters it.
 
 # %%
@@ -839,7 +879,8 @@ for height, name in ((2.4, "1. states"), (1.45, "2. combine"), (0.5, "3. scan"))
 for chunk in range(4):
     place = 1.9 + 1.25 * chunk
     box(axis, place, 2.4, f"chunk {chunk}\nfrom 0", 1.05, 0.5, "orange")
-    box(axis, place, 1.45, f"state before\nchunk {chunk}", 1.05, 0.5, "purple")
+    text = f"state before\nchunk {chunk}" + (": 0" if chunk == 0 else "")
+    box(axis, place, 1.45, text, 1.05, 0.5, "purple")
     box(axis, place, 0.5, f"chunk {chunk}\nfrom its state", 1.05, 0.5, "green")
     arrow(axis, (place, 1.18), (place, 0.77), colour="grey")
     if chunk < 3:
@@ -849,35 +890,38 @@ show(figure, "Four chunks from 0 at once, a chain of four states, four chunks at
 print("chunks at the same time: 4 in the first launch, 1 in the second, 4 in the third")
 
 # %% [markdown]
-# **What to see.** Only the middle row is a chain, and it is short: a step a chunk. The price: every exponential is
-# computed twice, in the first launch and in the third. So the package cuts time only where the chip would be idle.
+# **What to see.** Top row, orange: each chunk, walked from a state of 0; it hands on what it adds, and its total.
+# Middle row, pink: the chain. It is short, with one step for each chunk. Bottom row, green: each chunk again, now from
+# the state that really enters it. No arrow leaves the orange box of chunk 3: nobody comes after it, so only the state
+# after the last step would need what it adds. The price: every exponential is computed twice, in the first launch and
+# in the third. So the package cuts time only where the chip would be idle.
 
 
 # %%
 @triton.jit
 def chunk_states(
-    u, delta, A, B, added, faded, L, E, steps, N: tl.constexpr, BLOCK: tl.constexpr
+    u, delta, A, B, added, total, L, E, steps, N: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Launch 1: what a chunk adds (B, chunks, N, E), its sum of delta (B, chunks, E)."""
     b, chunk, chunks = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
     inside, place = d < E, n[:, None] * E + d[None, :]
     a = tl.load(A + place, mask=inside[None, :], other=0.0)
-    h, total = tl.zeros([N, BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    h, sum_delta = tl.zeros([N, BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for t in range(chunk * steps, tl.minimum((chunk + 1) * steps, L)):
         row, token = (b * L + t) * E + d, (b * L + t) * N + n
         delta_t = tl.load(delta + row, mask=inside, other=0.0)
         u_t, B_t = tl.load(u + row, mask=inside, other=0.0), tl.load(B + token)
         h = tl.exp2(delta_t[None, :] * a) * h + (delta_t * u_t)[None, :] * B_t[:, None]
-        total += delta_t
+        sum_delta += delta_t
     run = b * chunks + chunk
     tl.store(added + run * N * E + place, h, mask=inside[None, :])
-    tl.store(faded + run * E + d, total, mask=inside)
+    tl.store(total + run * E + d, sum_delta, mask=inside)
 
 
 # %%
 @triton.jit
-def combine(A, added, faded, enters, chunks, E, N: tl.constexpr, BLOCK: tl.constexpr):
+def combine(A, added, total, enters, chunks, E, N: tl.constexpr, BLOCK: tl.constexpr):
     """Launch 2: the state that enters each chunk (B, chunks, N, E)."""
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
     b, inside, place = tl.program_id(1), d < E, n[:, None] * E + d[None, :]
@@ -886,9 +930,9 @@ def combine(A, added, faded, enters, chunks, E, N: tl.constexpr, BLOCK: tl.const
     for chunk in range(chunks):
         run = b * chunks + chunk
         tl.store(enters + run * N * E + place, h, mask=inside[None, :])
-        total = tl.load(faded + run * E + d, mask=inside, other=0.0)
+        step = tl.load(total + run * E + d, mask=inside, other=0.0)
         more = tl.load(added + run * N * E + place, mask=inside[None, :], other=0.0)
-        h = tl.exp2(total[None, :] * a) * h + more
+        h = tl.exp2(step[None, :] * a) * h + more
 
 
 # %% [markdown]
@@ -922,10 +966,10 @@ def scan_in_chunks(u, delta, A, B, C, steps):
     (batch, L, E), N, a = u.shape, A.shape[1], turned(A)
     chunks, blocks = triton.cdiv(L, steps), triton.cdiv(E, 8)
     added, enters = torch.empty(2, batch, chunks, N, E, device=device)
-    faded, y = torch.empty(batch, chunks, E, device=device), torch.empty_like(u)
+    total, y = torch.empty(batch, chunks, E, device=device), torch.empty_like(u)
     grid = blocks, batch, chunks
-    chunk_states[grid](u, delta, a, B, added, faded, L, E, steps, N=N, BLOCK=8)
-    combine[(blocks, batch)](a, added, faded, enters, chunks, E, N=N, BLOCK=8)
+    chunk_states[grid](u, delta, a, B, added, total, L, E, steps, N=N, BLOCK=8)
+    combine[(blocks, batch)](a, added, total, enters, chunks, E, N=N, BLOCK=8)
     scan_chunks[grid](u, delta, a, B, C, enters, y, L, E, steps, N=N, BLOCK=8)
     return y, enters
 
@@ -976,8 +1020,9 @@ check("07.5", entering_states)
 # *Core.*
 #
 # Vim scans the tokens forward and backward ([chapter 08](08_vision_mamba.ipynb)), each direction with its own B, C and
-# delta. A simple way is to flip the sequence in memory, scan, and flip the result: three trips to memory for nothing. A
-# kernel walks the other way. Direction 0 starts at step 0 and goes up; direction 1 starts at L - 1 and goes down:
+# delta. A simple way back: flip u, delta, B and C in memory, scan, and flip y. Each of these five flips reads an array
+# and writes it again, and computes nothing. A kernel can walk the other way instead. Direction 0 starts at step 0 and
+# goes up; direction 1 starts at L - 1 and goes down:
 #
 # $$t = \text{first} + \text{sign} \cdot i, \qquad \text{first} = \text{direction} \cdot (L - 1), \qquad \text{sign} = 1
 # - 2 \cdot \text{direction} \tag{7.5}$$
@@ -1034,7 +1079,8 @@ show(figure, "Eight tokens in a row; an arrow walks right from 0, another left f
 print("tokens: 8; flipped copies in memory:", 0)
 
 # %% [markdown]
-# **What to see.** One row of tokens, two walks. Nothing is turned round in memory.
+# **What to see.** One row of tokens, two walks: to the right from token 0, and to the left from token 7. Nothing is
+# turned round in memory.
 #
 # ### Exercise 07.6 · A kernel of your own
 #
@@ -1153,15 +1199,31 @@ else:
 #
 # $$g_t = C_t\, dy_t + a_{t+1}\, g_{t+1} \tag{7.6}$$
 #
-# It walks from the last step to the first, in registers, like everything here. Two things are new.
+# *Chapter 06, (6.6), with $dh_t = C_t\, dy_t$.* It walks from the last step to the first, in registers, like everything
+# here. From $g_t$ follow all gradients. With $q_t = g_t\, a_t\, h_{t-1}$, which occurs twice:
+#
+# $$du_t = \Delta_t \sum_n g_t B_t \tag{7.7}$$
+#
+# $$d\Delta_t = \sum_n q_t A + u_t \sum_n g_t B_t \tag{7.8}$$
+#
+# $$dA = \sum_t \Delta_t\, q_t \tag{7.9}$$
+#
+# $$dB_t = \sum_d g_t\, \Delta_t u_t \qquad dC_t = \sum_d dy_t\, h_t \tag{7.10}$$
+#
+# *The chain rule on (7.1), as in chapter 06, (6.7): $\Delta_t$ stands in it twice, in $a_t = e^{\Delta_t A}$ and in
+# $\Delta_t u_t B_t$, hence two terms.* The sums go over the states n, the channels d, and the steps t (in dA over the
+# images, too).
+
+# %% [markdown]
+# Two things are new.
 #
 # **It needs the states.** At teaching size the forward pass stores them all, (B, L, N, E): the large array again. The
 # package stores every 32nd and computes the others a second time, in the registers and a small scratch.
 #
-# **It sums over channels.** $dB_t = \sum_d g_t\, \Delta_t u_t$ goes over all channels, and these belong to different
-# programs. If all of them added to the same place, two could read the old number, both add, and both write: one sum is
-# lost. That is a **race**. The way out: each program leaves its part in a place of its own, and the parts are added
-# afterwards, always in the same order. No race, and the same bits in every run.
+# **It sums over channels.** The sums of (7.10) go over all channels, and these belong to different programs. If all of
+# them added to the same place, two could read the old number, both add, and both write: one sum is lost. That is a
+# **race**. The way out: each program leaves its part in a place of its own, and the parts are added afterwards, always
+# in the same order. No race, and the same bits in every run.
 
 
 # %%
@@ -1188,21 +1250,22 @@ def scan_backward(
         kept = states + (b * L + t - 1) * N * E + place
         before = tl.load(kept, mask=inside[None, :] & (t > 0), other=0.0)
         h = a * before + (delta_t * u_t)[None, :] * B_t[:, None]
-        g = carry + dy_t[None, :] * C_t[:, None]
+        g = carry + dy_t[None, :] * C_t[:, None]  # (7.6)
         q, s = g * a * before, tl.sum(g * B_t[:, None], axis=0)
-        tl.store(dC + part + t * N, tl.sum(dy_t[None, :] * h, axis=1))
-        tl.store(dB + part + t * N, tl.sum(g * (delta_t * u_t)[None, :], axis=1))
-        tl.store(du + row, delta_t * s, mask=inside)
-        change = tl.sum(q * a_log2, axis=0) * 0.6931471805599453 + u_t * s
+        tl.store(du + row, delta_t * s, mask=inside)  # (7.7)
+        change = tl.sum(q * a_log2, axis=0) * 0.6931471805599453 + u_t * s  # (7.8)
         tl.store(ddelta + row, change, mask=inside)
-        sum_A += delta_t[None, :] * q
+        sum_A += delta_t[None, :] * q  # (7.9), and (7.10):
+        tl.store(dB + part + t * N, tl.sum(g * (delta_t * u_t)[None, :], axis=1))
+        tl.store(dC + part + t * N, tl.sum(dy_t[None, :] * h, axis=1))
         carry = a * g
     tl.store(dA + b * N * E + place, sum_A, mask=inside[None, :])
 
 
 # %% [markdown]
-# The masked lanes do no harm, for the same reason as before: their $dy$ and $\Delta u$ are 0, the identity of the sums
-# over channels. Compare all five gradients with those that PyTorch finds through the loop.
+# The number 0.693... is $\log 2$: it turns $A \log_2 e$ back into A. The masked lanes do no harm: their $dy$ and
+# $\Delta u$ are 0, the identity of the sums over channels. Compare all five gradients with those that PyTorch finds
+# through the loop.
 
 # %%
 inputs = [x.requires_grad_() for x in random_inputs(seed=5)]
@@ -1314,7 +1377,7 @@ assert total == 4
 #
 # <details><summary>Answer to the question</summary>
 #
-# Launch 1 writes `added` and `faded`, launch 2 reads them; launch 2 writes `enters`, launch 3 reads it. In one launch,
+# Launch 1 writes `added` and `total`, launch 2 reads them; launch 2 writes `enters`, launch 3 reads it. In one launch,
 # every program of chunk c would have to wait for those of chunk c - 1, and with what this chapter has no program can be
 # told to wait.
 #
@@ -1436,7 +1499,7 @@ for name, milliseconds in cpu_times(5).items():
     print(f"{name:>15}: {milliseconds:.2f} ms")
 
 # %% [markdown]
-# The picture shows the same from a machine with a name: two cores of an Intel Xeon with AVX-512, kept in
+# The picture shows the same from a machine with a name: an Intel Xeon with AVX-512 (vectors of 16 lanes), kept in
 # `docs/measurements/07_kernels.json`. *Optional:* set `MEASURE` to True to replace the file by your own.
 
 # %%
@@ -1461,9 +1524,20 @@ assert measured["package"] < 2 * measured["exp alone"] < measured["scan_cpu"] / 
 # **What to see.** `scan_cpu` has no trips to memory to make, and is hardly faster than the loop in PyTorch. The package
 # takes 16 times less: as long as PyTorch needs for the exponentials alone. All else that it does is hidden beneath.
 #
-# `scan_cpu` and the package's kernel run nearly the same loops. What is different is one instruction. `np.exp` is a
-# call of a function, for one number at a time. So, probably, the compiler cannot turn the lanes into vector
-# instructions, and 1.2 million exponentials are computed one by one. The package writes its lanes out
+# `scan_cpu` and the package's kernel run nearly the same loops. Why is one so slow? Again we read the machine code. In
+# the names of an Intel or AMD chip, `expf` is a function that takes one number, and a name that ends in `ps` is an
+# instruction for a whole vector.
+
+# %% tags=["nbval-ignore-output"]
+if find_spec("numba"):
+    code = "".join(scan_cpu.inspect_asm().values())
+    vectors = re.findall(r"\bv?(?:mul|fn?madd\d+)ps", code)
+    print("calls of expf:", "expf" in code, " multiplications of vectors:", len(vectors))
+
+# %% [markdown]
+# On the machine of the picture: there are calls of `expf`, and not one multiplication of vectors. The call, for one
+# number, keeps the compiler from turning the lanes into vector instructions: 1.2 million exponentials are computed one
+# by one. (Where numba finds Intel's library of vector functions, it can be otherwise.) The package writes its lanes out
 # (`kernels/cpu/lanes.py`), and computes $2^x$ in all 16 at once: split $x$ into a whole number and a rest between
 # $-\tfrac12$ and $\tfrac12$, take a polynomial of the rest, and add the whole number to the exponent. The CPU has the
 # same bound as the GPU: exponentials.
@@ -1473,10 +1547,10 @@ assert measured["package"] < 2 * measured["exp alone"] < measured["scan_cpu"] / 
 #
 # *Optional.*
 #
-# In front of the scan, a Mamba block has a short convolution along time: width 4, one filter a channel, and **causal**,
-# so $y_t$ sees $x_{t-3}, \dots, x_t$. At the first three steps it reaches in front of the beginning. Its operation is a
-# sum, so what is missing there loads 0. It is often asked whether a causal convolution must be shifted by one step, so
-# that a token does not see itself. Look at what $y_t$ sees:
+# In front of the scan, a Mamba block has a short convolution along time: width 4, one filter for each channel, and
+# **causal**, so $y_t$ sees $x_{t-3}, \dots, x_t$. At the first three steps it reaches in front of the beginning. Its
+# operation is a sum, so what is missing there loads 0. It is often asked whether a causal convolution must be shifted
+# by one step, so that a token does not see itself. Look at what $y_t$ sees:
 
 
 # %%
@@ -1527,7 +1601,7 @@ assert (seen.diag() > 0).all() and (seen.triu(1) == 0).all()
 # | here | in the package |
 # |---|---|
 # | `scan`, `scan_tiles`, `scan_both`, `scan_chunks` | `scan_forward` in `minivim/kernels/gpu/scan/kernels.py` |
-# | `chunk_states`, `combine`, exercise 07.5 | `scan_states`, `combine_states`, in the same file |
+# | `chunk_states`, `combine`, exercise 07.5 | `scan_states`, `combine_states`, in that file (`faded`: our `total`) |
 # | `scan_backward` | `scan_backward`: states every 32 steps, the others computed again |
 # | softplus and mask, exercise 07.3 | `step_size` in `minivim/kernels/gpu/maths.py` |
 # | the count of section 7, exercise 07.4 | `python -m minivim.kernels.gpu.sass` |

@@ -76,7 +76,9 @@ print("tokens:", len(names), " the class token stands at place", names.index("cl
 # that belongs to no patch. It stands in the middle, and the class is read off it alone. So all that the model knows of
 # the image must reach this one token. How it gets there is the subject of this chapter.
 #
-# Now in code. The image holds the values 0 to 15. Patches are read like text, row by row.
+# Now in code. The image holds the values 0 to 15. Patches are read like text, row by row. `rearrange` (from the library
+# einops) cuts and joins axes by name: `(r p)` on the left cuts the height into r rows of patches with p pixels each,
+# `(r k)` on the right joins rows and columns of patches into one axis.
 
 # %%
 small = torch.arange(16.0).view(1, 1, 4, 4)  # (batch, channels, height, width)
@@ -200,7 +202,7 @@ for order in ("rows", "columns", "snake"):
     read = reorder(numbered.view(1, 17, 1), config).flatten().tolist()
     expected = [4 * row + column for row, column in path(order, 4, 4)]
     assert read[8] == -1 and read[:8] + read[9:] == expected
-    print(f"{order:>7}:", read)
+    print(f"{order:>7}: places of patches 0 to 15:", [read.index(k) for k in range(16)])
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(8, 2.7))
@@ -216,7 +218,8 @@ show(figure, "Three paths over 4 x 4 patches: row by row, column by column, and 
 print("patches in each picture:", 16, " the number 8 is missing: it is the class token's")
 
 # %% [markdown]
-# **What to see.** The numbers are places in the sequence. The grey line jumps at the end of each row (left) or column
+# **What to see.** The numbers are places in the sequence, the same as in the lists above: the first four of a list are
+# the first row of its picture. The grey line jumps at the end of each row (left) or column
 # (middle); the snake never jumps. But in each picture, some neighbours in the image are far apart on the line. On
 # Vim's grid of 14 x 14:
 
@@ -383,8 +386,9 @@ def draw_walks(figure, t):
 
 
 # %%
-print("steps until both scans are at the class token:", 8, " frames:", 9)
-flipbook(draw_walks, range(0, 17, 2), "Two scans walk over 17 tokens towards each other")
+print("steps until both scans are at the class token:", 8, " frames:", 13)
+steps = [*range(9), 10, 12, 14, 16]
+flipbook(draw_walks, steps, "Two scans walk over 17 tokens towards each other")
 
 # %% [markdown]
 # **What to see.** Left: coloured places have been read. Each scan carries what it read in its state. At step 8 both
@@ -425,7 +429,7 @@ for axis, ((depth, way), reach) in zip(axes.flat, reaches.items(), strict=True):
     drawn = axis.imshow(brightness, vmin=-7, vmax=0)
     axis.set(xlabel="patch column", ylabel="patch row", title=f"{way}, {depth} block(s)")
     axis.set(xticks=[0, 5, 10], yticks=[0, 5, 10])
-    axis.set_facecolor("lightgrey")
+    axis.patch.set(facecolor="white", edgecolor="black", hatch="///")
     axis.grid(visible=False)
     axis.label_outer()
 figure.colorbar(drawn, ax=axes, label="log10 of the influence")
@@ -433,14 +437,15 @@ show(
     figure,
     "Influence of each patch on the class token, three ways, one block and four",
 )
-grey = [(reach == 0).sum().item() for reach in reaches.values()]
-print("grey means exactly zero; patches that are grey:", grey[:3], "and", grey[3:])
+hatched = [(reach == 0).sum().item() for reach in reaches.values()]
+print("hatched patches, exactly zero:", hatched[:3], "and", hatched[3:])
 
 # %% [markdown]
-# **What to see.** Grey is exactly zero. Forward: the class token knows the upper half only. Backward: the lower half
-# only. Both: the whole image, after a single block. Four blocks change nothing about the grey: a chain of walks in one
-# direction is still a walk in one direction. The brightest patches are the three before the class token and the three
-# behind it: the convolutions reach them directly. In the upper row all others come through the scans.
+# **What to see.** White with black lines is exactly zero. Forward: the class token knows the upper half only. Backward:
+# the lower half only. Both: the whole image, after a single block. Four blocks change nothing about these zeros: a
+# chain of walks in one direction is still a walk in one direction. The brightest patches are the three before the class
+# token and the three behind it: the convolutions reach them directly. In the upper row all others come through the
+# scans.
 #
 # **So, after one block,** the class token in the middle hears
 # - by the forward scan: itself and the 98 patches before it, the upper half;
@@ -512,9 +517,9 @@ show(
 print("boxes that a direction has for itself:", 3, " boxes that both share:", 3)
 
 # %% [markdown]
-# **What to see.** Blue and red: each direction has its own convolution, its own $\Delta$, B, C, A and D. Purple: shared
-# by both. The gate's values, silu(z), are the same for both. Two convolutions alone would look both ways, but only
-# three tokens far. It is the backward *scan* that reaches all.
+# **What to see.** Above in blue, below in orange: each direction has its own convolution, its own $\Delta$, B, C, A and
+# D. Pink: shared by both. The gate's values, silu(z), are the same for both. Two convolutions alone would look both
+# ways, but only three tokens far. It is the backward *scan* that reaches all.
 
 
 # %%
@@ -637,8 +642,9 @@ show(figure, "A block cut in two ways: norm, mixer, add; or add, norm, mixer")
 print("steps in a block, both ways:", 3)
 
 # %% [markdown]
-# **What to see.** The same three steps in a ring; only the cut differs. On the right, the update leaves the block and
-# is added by the next one. Two blocks in both ways:
+# **What to see.** In a row of blocks both give the same chain: add, norm, mixer, add, norm, mixer, and so on. Left, a
+# block begins before the norm and ends after the add. Right, it begins before the add: its update leaves at the top
+# right and enters the next block at the top left, to be added there. Two blocks in both ways:
 
 # %%
 first, second = vim.blocks[:2]
@@ -661,7 +667,7 @@ assert torch.allclose(as_in_code, as_in_papers, atol=1e-5)
 torch.manual_seed(1)
 block = VimBlock(VimConfig(embed_dim=32))
 own_block = Mixer(D=32)
-own_block.load_state_dict(block.mixer.state_dict())
+_ = own_block.load_state_dict(block.mixer.state_dict())
 
 
 # %%
@@ -991,8 +997,9 @@ assert reach[0] > 0 and reach[-1] == 0  # the wrong axis, which came last
 
 # %% [markdown]
 # **Walking back is free, flipping is not.** `flip` copies a tensor. Flip, scan, flip copies the scan's inputs u, delta,
-# z, B and C, and its output. `reverse=True` walks from token L - 1 to token 0 and copies nothing. And the residual need
-# not be flipped: both outputs come back in the order of the tokens, so they can be added where they are.
+# z, B and C, and its output. `reverse=True` walks from token L - 1 to token 0 and copies nothing. And the residual (the
+# stream of section 7, to which the update is added) need not be flipped: both outputs come back in the order of the
+# tokens, so they can be added where they are.
 
 # %%
 L, E, N, bytes_each = 197, 384, 16, 4
@@ -1044,22 +1051,21 @@ check("08.4", two_walks)
 #
 # *Core.*
 #
-# Each direction's convolution looks at the token itself and at the three that its scan has passed before. Who hears
-# token 4?
+# Each direction's convolution looks at the token itself and at the three that its scan has passed before. What does
+# token 4 look at? One token after the other speaks, and we note when output 4 hears it.
 
 # %%
-probe = torch.zeros(1, 9, 1)
-probe[0, 4] = 1  # one token speaks
+probe = torch.eye(9)[:, :, None]  # nine sequences; in the s-th, only token s speaks
 
 
 # %%
 ones, zero = torch.ones(1, 4), torch.zeros(1)
-heard = {}
+looks = {}
 for reverse in (False, True):
-    hears = causal_conv_silu(probe, ones, zero, reverse=reverse)[0, :, 0] > 0
-    heard[reverse] = hears.nonzero().flatten().tolist()
-    print(f"reverse={reverse}: token 4 is heard by tokens", heard[reverse])
-assert heard == {False: [4, 5, 6, 7], True: [1, 2, 3, 4]}
+    hears = causal_conv_silu(probe, ones, zero, reverse=reverse)[:, 4, 0] > 0
+    looks[reverse] = hears.nonzero().flatten().tolist()
+    print(f"reverse={reverse}: token 4 looks at tokens", looks[reverse])
+assert looks == {False: [1, 2, 3, 4], True: [4, 5, 6, 7]}
 
 # %% [markdown]
 # Why causal? It is inherited. Mamba was built to write text: each token must be computed without the ones that follow,
@@ -1069,24 +1075,25 @@ assert heard == {False: [4, 5, 6, 7], True: [1, 2, 3, 4]}
 
 # %%
 figure, axis = plt.subplots(figsize=(6.4, 2.2))
-looks = {"centred, width 3": range(3, 6), "backward": range(4, 8), "forward": range(1, 5)}
-for height, seen in enumerate(looks.values()):
+windows = {"centred": range(2, 6), "backward": looks[True], "forward": looks[False]}
+for height, seen in enumerate(windows.values()):
     colours = [COLOURS["blue"] if t in seen else "lightgrey" for t in range(9)]
     colours[4] = COLOURS["orange"]
     axis.bar(range(9), 0.8, width=0.9, bottom=height - 0.4, color=colours)
 axis.set(xlabel="token", ylabel="convolution", xticks=range(9))
-axis.set(yticks=range(3), yticklabels=looks)
+axis.set(yticks=range(3), yticklabels=windows)
 axis.set_title("What token 4 (orange) looks at")
 axis.grid(visible=False)
 show(
     figure,
-    "Nine tokens: causal windows reach 3 to one side, the centred one 1 to each side",
+    "Nine tokens: causal windows reach 3 to one side, the centred one 2 and 1",
 )
-print("tokens in the windows:", [len(seen) for seen in looks.values()])
+print("tokens in the windows:", [len(seen) for seen in windows.values()])
 
 # %% [markdown]
 # **What to see.** Token 4 looks at what is coloured. Forward: itself and three to the left. Backward: itself and three
-# to the right. Centred: one on each side.
+# to the right. Centred: two to the left and one to the right, because a window of 4 has no middle. Section 11 trains
+# with all three. (The exercise takes an odd width, so that there is a middle.)
 #
 # ### Exercise 08.5 · A centred convolution
 #
@@ -1364,12 +1371,14 @@ assert difference > 1e-3
 # *Core.*
 #
 # A Vim takes any number of tokens, but its position embedding has one vector for each place. For another image size,
-# the vectors of the patches are interpolated on their 14 x 14 grid. The class token's vector is no point of this grid.
+# the vectors of the patches are interpolated on their 14 x 14 grid, here **bicubic**: a new value is a smooth mixture
+# of the 4 x 4 old ones around it. The class token's vector is no point of this grid.
 #
-# The official fine-tuning script (hustvl/Vim, vim/main.py) resizes as DeiT does, where the class token stands at the
-# front. It keeps the vector at place 0, and interpolates the 196 others as a grid. But with a token in the middle,
-# place 0 is patch 0, and the class token's vector is one of the 196. What does the model get? We run the whole way: the
-# script's resizing, and then the reading of the result by a model that has its class token in the middle.
+# The official fine-tuning script (hustvl/Vim, vim/main.py) resizes as DeiT does (a Vision Transformer with attention in
+# place of scans), where the class token stands at the front. It keeps the vector at place 0, and interpolates the 196
+# others as a grid. But with a token in the middle, place 0 is patch 0, and the class token's vector is one of the 196.
+# What does the model get? We run the whole way: the script's resizing, and then the reading of the result by a model
+# that has its class token in the middle.
 
 
 # %%
@@ -1421,6 +1430,8 @@ for axis, title in zip(axes, ("resize_to", "official way", "difference"), strict
     axis.set(xlabel="patch column", ylabel="patch row", title=title)
     axis.set(xticks=[0, 10, 19], yticks=[0, 10, 19])
     axis.grid(visible=False)
+axes[2].text(8.5, 4.5, "0.3 too far right", ha="center", va="center", fontsize=8)
+axes[2].text(8.5, 15.5, "right place", ha="center", va="center", fontsize=8)
 show(figure, "Column that each of 400 patches receives: right, official, difference")
 print(f"upper half, official way: median {error[:9].median():.2f} columns off,", end=" ")
 print(f"the worst patch {error.abs().max():.0f}")
@@ -1428,12 +1439,13 @@ print("last eight rows less than 0.001 off:", (error[12:].abs().max() < 1e-3).it
 
 # %% [markdown]
 # **What to see.** Left: the same ramp in each row, now 20 columns wide. Middle and right: what the script gives.
-# - **Lower part: right.** Behind the class token every patch stands one place later in the sequence, so cutting one
-#   place off at the front sets it right.
-# - **Upper part: 0.3 columns off.** The cut moves each patch one column in the old grid; reading moves it back by one
-#   column of the new grid, which is 14/20 = 0.7 of an old one. 0.3 is left.
-# - **Edges:** whole columns off, because the end of a row runs into the next row.
-# - **Around the middle:** the class token's 50 leaks into patches near it; one is 26 columns off.
+# - **Lower part (white): right.** Behind the class token every patch stands one place later in the sequence, so cutting
+#   one place off at the front sets it right.
+# - **Upper part (pale blue): 0.3 columns off.** The cut moves each patch one column in the old grid; reading moves it
+#   back by one column of the new grid, which is 14/20 = 0.7 of an old one. 0.3 is left.
+# - **Edges (red and dark blue, left and right):** whole columns off, because the end of a row runs into the next row.
+# - **Around the middle (dark spots in rows 8 to 11):** the class token's 50 leaks into patches near it; one is 26
+#   columns off.
 # - **The class token** receives 52.3, almost its own vector, by luck: place 200 of the new sequence is the right end of
 #   row 9, and the vector was taken for the right end of row 6, about the same point of the picture.
 #
