@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from minivim import MambaBlock, create_model
@@ -194,6 +195,25 @@ def test_a_traced_model_is_the_model(recording, backend, unchecked):
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif("numba" not in COMPILED, reason="needs numba")
+@pytest.mark.parametrize("call", [scan, convolution, norm], ids=["scan", "convolution", "norm"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_and_a_dispatch_mode_see_operators(call, unchecked):
+    """What holds a Python function in its place computes the same, but cannot leave the process."""
+
+    class Log(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+            seen.add(operator.namespace)
+            return operator(*arguments, **(keywords or {}))
+
+    seen, x = set(), fixed(2, 5, 6).requires_grad_()
+    with Log():
+        call(x, "numba")
+    graph = torch.jit.trace(lambda x: call(x, "numba"), x, check_trace=False).graph
+    assert not [node for node in graph.nodes() if node.kind() == "prim::PythonOp"]
+    assert "minivim" in seen
 
 
 def negated(x):
