@@ -29,8 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class BackboneConfig:
     """The fields that Vim and DeiT share. Sizes in pixels; `img_size` is one number or (height, width).
 
-    global_pool        what the head sees: "token" the class token, the mean of two; "avg", "max" the mean, the maximum of
-                       the patches; "" each token by itself. None: as cls_token says
+    global_pool        what the head sees: "token" the class token, the mean of two; "avg", "max" the mean, the maximum
+                       of the patches; "" each token by itself. None: as cls_token says
     drop_rate          dropout before the head
     """
 
@@ -63,7 +63,7 @@ class BackboneConfig:
         if self.global_pool is not None:
             check_choice("global_pool", self.global_pool, POOLS)
         if self.global_pool == "token" and self.cls_token in ("none", "max"):
-            raise ValueError(f"global_pool is 'token', but cls_token is {self.cls_token!r}; it must be one that is a token")
+            raise ValueError(f"global_pool is 'token', but cls_token is {self.cls_token!r}; it must be a token")
         if not isinstance(self.img_size, int | tuple) or len(self.image_shape) != 2:
             raise ValueError(f"img_size is {self.img_size!r}; it must be one whole number or (height, width)")
         for side in self.image_shape:
@@ -133,7 +133,7 @@ def remove_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) 
 
 
 def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
-    """The blocks that `indices` name, ascending: a number n is the last n, None all, negative ones count from the end."""
+    """The blocks that `indices` name, ascending: a number n is the last n, None all; negative ones count backwards."""
     if indices is None:
         return list(range(depth))
     if isinstance(indices, int):
@@ -186,7 +186,11 @@ class PatchEmbed(nn.Module):
         plain = ((P, P), (stride, stride), (0, 0), (1, 1), 1)
         proj = self.proj
         return is_plain(proj, nn.Conv2d) and plain == (
-            proj.kernel_size, proj.stride, proj.padding, proj.dilation, proj.groups
+            proj.kernel_size,
+            proj.stride,
+            proj.padding,
+            proj.dilation,
+            proj.groups,
         )
 
     def _check(self, image: Tensor) -> None:
@@ -279,7 +283,7 @@ class Backbone(nn.Module):
     def run_blocks(
         self, x: Float[Tensor, "B L D"], take: Collection[int] = (), depth: int | None = None
     ) -> tuple[State, dict[int, State]]:
-        """The first `depth` blocks, by default all, on embedded tokens: (what the last leaves, what those in `take` leave).
+        """The first `depth` blocks, or all, on embedded tokens: (what the last leaves, what those in `take` leave).
 
         A subclass gives it, with `stream`, `update` and `last_norm`, which read what a block leaves.
         """
@@ -324,8 +328,8 @@ class Backbone(nn.Module):
         features = self.head_drop(features)
         return features if pre_logits else self.head(features)
 
-    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Images to logits."""
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B *L K"]:
+        """Images to logits; without pooling those of each token."""
         return self.forward_head(self.forward_features(image))
 
     def forward_grid(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D rows columns"]:
@@ -361,7 +365,7 @@ class Backbone(nn.Module):
         indices               blocks, counted from the end if negative; a number n: the last n; None: all
         return_prefix_tokens  each intermediate is (patches, class tokens (B, n, D))
         norm                  intermediates go through the last norm
-        stop_early            leave out the blocks after the last chosen one; the first result is then the norm of that one
+        stop_early            leave out the blocks after the last chosen one; the first result is then that one's
         output_fmt            "NCHW": (B, D, rows, columns), "NLC": (B, M, D), in the order of the picture
         intermediates_only    return the list alone
         source                "stream": the residual stream, or "update": what the block adds to it
@@ -397,7 +401,7 @@ class Backbone(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut off the blocks after the last of `indices`, and the last norm and the head if asked; returns the indices."""
+        """Cut off the blocks after the last of `indices`, if asked the last norm and the head; returns the indices."""
         take = block_indices(indices, len(self.blocks))
         self.blocks = self.blocks[: max(take) + 1]
         self.config = self.patch_embed.config = replace(self.config, depth=len(self.blocks))
@@ -408,7 +412,7 @@ class Backbone(nn.Module):
         return take
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only what enters each block, and compute its inside again in the backward pass: less memory, more time."""
+        """Keep only what enters each block, compute its inside again in the backward pass: less memory, more time."""
         self.grad_checkpointing = enable
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -449,7 +453,7 @@ class Backbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one, on the same device and in the same dtype.
 
-        global_pool: what the head sees from now on: "token", "avg", "max", or "", each token by itself; None: as before.
+        global_pool: what the head sees from now on: "token", "avg", "max", or "", each token itself; None: as before.
         """
         pool = self.config.global_pool if global_pool is None else global_pool
         config = replace(self.config, num_classes=num_classes, global_pool=pool)

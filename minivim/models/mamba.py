@@ -64,8 +64,11 @@ class SelectiveSSM(nn.Module):
         """Depthwise causal convolution and SiLU: the input u of the scan."""
         return causal_conv_silu(x, self.conv_weight, self.conv_bias, reverse=self.reverse, backend=backend)
 
-    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor, ...]:
-        """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`."""
+    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor | None, ...]:
+        """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`.
+
+        delta_bias is None where a layer in the place of dt_proj has added its own.
+        """
         dt, B, C = self.x_proj(u).split(self.split, dim=-1)  # views: the kernels take strided B and C
         if is_plain(self.dt_proj, nn.Linear):
             delta, delta_bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias  # the scan adds it in float32

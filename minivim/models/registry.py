@@ -35,9 +35,7 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(
-    name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **overrides
-) -> Backbone:
+def create_model(name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **overrides) -> Backbone:
     """Build a model by name; `overrides` replace fields of its configuration, `checkpoint` gives its weights.
 
     name: one of `list_models()`; checkpoint: a file of `checkpoints.save`, or an official Vim checkpoint.
