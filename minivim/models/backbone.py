@@ -4,6 +4,7 @@ Vim and DeiT share all of it, so that their own files show nothing but what diff
 """
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,18 +12,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minivim.checks import check_choice, check_whole
+from minivim.models.plain import is_plain
 from minivim.processes import keep_freed_memory
 
 CLS_TOKENS = ("middle", "head", "double", "none", "max")
+State = tuple[Tensor, Tensor | None]  # what a block leaves
+POOLS = ("token", "avg", "max", "")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The fields that Vim and DeiT share. Sizes in pixels; `img_size` is one number or (height, width)."""
+    """The fields that Vim and DeiT share. Sizes in pixels; `img_size` is one number or (height, width).
+
+    global_pool        what the head sees: "token" the class token, the mean of two; "avg", "max" the mean, the maximum
+                       of the patches; "" each token by itself. None: as cls_token says
+    drop_rate          dropout before the head
+    """
 
     img_size: int | tuple[int, int] = 224
     patch_size: int = 16
@@ -34,6 +44,8 @@ class BackboneConfig:
     cls_token: str = "middle"
     pos_embed: bool = True
     drop_path_rate: float = 0.0
+    drop_rate: float = 0.0
+    global_pool: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_chans", "embed_dim", "depth"):
@@ -44,9 +56,14 @@ class BackboneConfig:
         check_choice("cls_token", self.cls_token, CLS_TOKENS)
         if not isinstance(self.pos_embed, bool):
             raise ValueError(f"pos_embed is {self.pos_embed!r}; it must be True or False")
-        rate = self.drop_path_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise ValueError(f"drop_path_rate is {rate!r}; it must be a number from 0 up to, not including, 1")
+        for name in ("drop_path_rate", "drop_rate"):
+            rate = getattr(self, name)
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate!r}; it must be a number from 0 up to, not including, 1")
+        if self.global_pool is not None:
+            check_choice("global_pool", self.global_pool, POOLS)
+        if self.global_pool == "token" and self.cls_token in ("none", "max"):
+            raise ValueError(f"global_pool is 'token', but cls_token is {self.cls_token!r}; it must be a token")
         if not isinstance(self.img_size, int | tuple) or len(self.image_shape) != 2:
             raise ValueError(f"img_size is {self.img_size!r}; it must be one whole number or (height, width)")
         for side in self.image_shape:
@@ -88,6 +105,12 @@ class BackboneConfig:
         return {"middle": (M // 2,), "head": (0,), "double": (0, M + 1), "none": (), "max": ()}[self.cls_token]
 
     @property
+    def pooling(self) -> str:
+        """What the head sees: one of "token", "avg", "max" and "", each token by itself."""
+        by_token = {"none": "avg", "max": "max"}.get(self.cls_token, "token")
+        return by_token if self.global_pool is None else self.global_pool
+
+    @property
     def num_tokens(self) -> int:
         """The length L of the sequence: patches and class tokens."""
         return self.num_patches + len(self.cls_positions)
@@ -109,6 +132,19 @@ def remove_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) 
     return sequence
 
 
+def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """The blocks that `indices` name, ascending: a number n is the last n, None all; negative ones count backwards."""
+    if indices is None:
+        return list(range(depth))
+    if isinstance(indices, int):
+        if not 1 <= indices <= depth:
+            raise ValueError(f"indices is {indices}; it must be a number of blocks from 1 to {depth}")
+        return list(range(depth - indices, depth))
+    if not indices or not all(isinstance(i, int) and -depth <= i < depth for i in indices):
+        raise ValueError(f"indices is {indices!r}; each must be a block's index from {-depth} to {depth - 1}")
+    return sorted({i % depth for i in indices})
+
+
 class PatchEmbed(nn.Module):
     """Cut the image into patches, in reading order, and map each one linearly to D numbers (ViT, arXiv 2010.11929)."""
 
@@ -123,14 +159,39 @@ class PatchEmbed(nn.Module):
         nn.init.trunc_normal_(self.proj.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(self.proj.bias)
 
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of the patches."""
+        return self.config.grid_shape
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image."""
+        return self.config.num_patches
+
     def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M D"]:
         """Embed the patches. Raises ValueError or TypeError if the image does not fit the configuration."""
         self._check(image)
+        if not self._cuts_patches():
+            return rearrange(self.proj(image), "B D rows columns -> B (rows columns) D")
         P, stride = self.config.patch_size, self.config.patch_stride
         patches = image.unfold(2, P, stride).unfold(3, P, stride)  # a view
         patches = rearrange(patches, "B C rows columns P Q -> B (rows columns) (C P Q)")
         # The same as self.proj(image), but channel-last at once, and quicker on a CPU, above all backward.
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+    def _cuts_patches(self) -> bool:
+        """Whether `proj` is the plain convolution of the configuration: not replaced, wrapped or hooked."""
+        P, stride = self.config.patch_size, self.config.patch_stride
+        plain = ((P, P), (stride, stride), (0, 0), (1, 1), 1)
+        proj = self.proj
+        return is_plain(proj, nn.Conv2d) and plain == (
+            proj.kernel_size,
+            proj.stride,
+            proj.padding,
+            proj.dilation,
+            proj.groups,
+        )
 
     def _check(self, image: Tensor) -> None:
         expected = (self.config.in_chans, *self.config.image_shape)
@@ -185,6 +246,8 @@ class Backbone(nn.Module):
         for parameter in (self.pos_embed, self.cls_token):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
+        self.grad_checkpointing = False
+        self.head_drop = nn.Dropout(config.drop_rate)
         self.head = make_head(config.embed_dim, config.num_classes)
 
     @property
@@ -197,6 +260,19 @@ class Backbone(nn.Module):
         """The width D of the features."""
         return self.config.embed_dim
 
+    embed_dim = head_hidden_size = num_features
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class tokens in the sequence, wherever they stand."""
+        return len(self.config.cls_positions)
+
+    @property
+    def feature_info(self) -> list[dict]:
+        """For each block the width, the pixels from one patch to the next, and the module's name; timm's format."""
+        info = {"num_chs": self.config.embed_dim, "reduction": self.config.patch_stride}
+        return [info | {"module": f"blocks.{index}"} for index in range(len(self.blocks))]
+
     def embed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """Patches, with the class tokens put in and the position embedding added to all."""
         x = self.patch_embed(image)
@@ -204,33 +280,145 @@ class Backbone(nn.Module):
             x = insert_tokens(x, self.cls_token.expand(x.shape[0], -1, -1), self.config.cls_positions)
         return x if self.pos_embed is None else x + self.pos_embed
 
+    def run_blocks(
+        self, x: Float[Tensor, "B L D"], take: Collection[int] = (), depth: int | None = None
+    ) -> tuple[State, dict[int, State]]:
+        """The first `depth` blocks, or all, on embedded tokens: (what the last leaves, what those in `take` leave).
+
+        A subclass gives it, with `stream`, `update` and `last_norm`, which read what a block leaves.
+        """
+        raise NotImplementedError
+
+    def run_block(self, block: nn.Module, *tokens: Tensor | None):
+        """Call a block; with `set_grad_checkpointing` its inside is computed again in the backward pass."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *tokens, use_reentrant=False)
+        return block(*tokens)
+
+    def stream(self, state: State) -> Float[Tensor, "B L D"]:
+        """The residual stream after a block."""
+        raise NotImplementedError
+
+    def update(self, state: State) -> Float[Tensor, "B L D"]:
+        """What the block adds to the stream."""
+        raise NotImplementedError
+
+    def last_norm(self, state: State) -> Float[Tensor, "B L D"]:
+        """The last norm of the stream."""
+        raise NotImplementedError
+
     def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The blocks and the last norm, on embedded tokens."""
-        raise NotImplementedError
+        return self.last_norm(self.run_blocks(x)[0])
 
     def forward_features(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """All tokens after the last norm, class tokens included."""
         return self.forward_tokens(self.embed(image))
 
-    def forward_head(self, tokens: Float[Tensor, "B L D"], pre_logits: bool = False) -> Float[Tensor, "B K"]:
-        """Pool, then the head unless `pre_logits`: the class token or the mean of both; all tokens' mean or maximum."""
-        positions = self.config.cls_positions
-        if len(positions) == 1:
-            features = tokens[:, positions[0]]
-        elif positions:
-            features = (tokens[:, positions[0]] + tokens[:, positions[1]]) / 2
+    def forward_head(self, tokens: Float[Tensor, "B L D"], pre_logits: bool = False) -> Float[Tensor, "B *L K"]:
+        """Pool as `config.pooling` says, drop out, then the head unless `pre_logits`."""
+        pooling = self.config.pooling
+        if pooling == "token":
+            features = self.class_tokens(tokens).mean(dim=1)
+        elif pooling == "":
+            features = tokens
         else:
-            features = tokens.amax(dim=1) if self.config.cls_token == "max" else tokens.mean(dim=1)
+            patches = remove_tokens(tokens, self.config.cls_positions)
+            features = patches.mean(dim=1) if pooling == "avg" else patches.amax(dim=1)
+        features = self.head_drop(features)
         return features if pre_logits else self.head(features)
 
-    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Images to logits."""
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B *L K"]:
+        """Images to logits; without pooling those of each token."""
         return self.forward_head(self.forward_features(image))
 
     def forward_grid(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D rows columns"]:
         """The patch tokens after the last norm as a feature map, class tokens taken out: for dense tasks."""
-        patches = remove_tokens(self.reading_order(self.forward_features(image)), self.config.cls_positions)
+        return self.to_grid(self.patch_tokens(self.forward_features(image)))
+
+    def patch_tokens(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B M D"]:
+        """The patches alone, in the order of the picture."""
+        return remove_tokens(self.reading_order(tokens), self.config.cls_positions)
+
+    def class_tokens(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B n D"]:
+        """The class tokens alone."""
+        return torch.cat([tokens[:, :0], *(tokens[:, k : k + 1] for k in self.config.cls_positions)], dim=1)
+
+    def to_grid(self, patches: Float[Tensor, "B M D"]) -> Float[Tensor, "B D rows columns"]:
+        """Patches in the order of the picture as a feature map."""
         return rearrange(patches, "B (rows columns) D -> B D rows columns", rows=self.config.grid_shape[0])
+
+    def forward_intermediates(
+        self,
+        image: Float[Tensor, "B C H W"],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        source: str = "stream",
+    ) -> list | tuple[Float[Tensor, "B L D"], list]:
+        """timm's: (all tokens after the last norm, the patches after each of the chosen blocks, in ascending order).
+
+        indices               blocks, counted from the end if negative; a number n: the last n; None: all
+        return_prefix_tokens  each intermediate is (patches, class tokens (B, n, D))
+        norm                  intermediates go through the last norm
+        stop_early            leave out the blocks after the last chosen one; the first result is then that one's
+        output_fmt            "NCHW": (B, D, rows, columns), "NLC": (B, M, D), in the order of the picture
+        intermediates_only    return the list alone
+        source                "stream": the residual stream, or "update": what the block adds to it
+        Raises ValueError for an index out of range, an unknown format or source, and norm with "update".
+        """
+        check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        check_choice("source", source, ("stream", "update"))
+        if norm and source == "update":
+            raise ValueError("norm is True, but source is 'update'; the last norm is that of the stream")
+        take = block_indices(indices, len(self.blocks))
+        depth = max(take) + 1 if stop_early or intermediates_only else None
+        last, left = self.run_blocks(self.embed(image), take, depth)
+        read = self.update if source == "update" else self.last_norm if norm else self.stream
+        chosen = []
+        for tokens in (read(left[index]) for index in take):
+            patches = self.patch_tokens(tokens)
+            patches = self.to_grid(patches) if output_fmt == "NCHW" else patches
+            chosen.append((patches, self.class_tokens(tokens)) if return_prefix_tokens else patches)
+        return chosen if intermediates_only else (self.last_norm(last), chosen)
+
+    def get_intermediate_layers(
+        self,
+        image: Float[Tensor, "B C H W"],
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> tuple:
+        """DINO's name for the intermediates alone: tokens (B, M, D), with `reshape` maps (B, D, rows, columns)."""
+        form = "NCHW" if reshape else "NLC"
+        return tuple(self.forward_intermediates(image, n, return_prefix_tokens, norm, True, form, True))
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Cut off the blocks after the last of `indices`, if asked the last norm and the head; returns the indices."""
+        take = block_indices(indices, len(self.blocks))
+        self.blocks = self.blocks[: max(take) + 1]
+        self.config = self.patch_embed.config = replace(self.config, depth=len(self.blocks))
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what enters each block, compute its inside again in the backward pass: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """timm's name for `resize_to`: another size of image, one number or (height, width), in place."""
+        height, width = img_size if isinstance(img_size, tuple | list) else (img_size, img_size)
+        self.resize_to(height, width)
 
     def reading_order(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The tokens in the order of the picture, row by row; a model that takes them in another one undoes it here."""
@@ -262,9 +450,13 @@ class Backbone(nn.Module):
         """The head: nn.Linear, or nn.Identity for num_classes 0."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a fresh one, on the same device and in the same dtype."""
-        config = replace(self.config, num_classes=num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one, on the same device and in the same dtype.
+
+        global_pool: what the head sees from now on: "token", "avg", "max", or "", each token itself; None: as before.
+        """
+        pool = self.config.global_pool if global_pool is None else global_pool
+        config = replace(self.config, num_classes=num_classes, global_pool=pool)
         weight = self.patch_embed.proj.weight
         with weight.device:  # also where another one is the default
             self.head = make_head(config.embed_dim, num_classes).to(weight.dtype)
@@ -298,3 +490,5 @@ class Backbone(nn.Module):
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
+
+    pretrained_cfg = default_cfg

@@ -3,7 +3,9 @@
 What differs from Vim is the block: attention, where every token looks at every other, and an MLP.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.checks import check_whole
-from minivim.models.backbone import Backbone, BackboneConfig, DropPath
+from minivim.models.backbone import Backbone, BackboneConfig, DropPath, State
 
 __all__ = ["Attention", "DeiT", "DeiTBlock", "DeiTConfig"]
 
@@ -96,8 +98,26 @@ class DeiT(Backbone):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """The blocks, the last norm."""
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+    def run_blocks(
+        self, x: Float[Tensor, "B L D"], take: Collection[int] = (), depth: int | None = None
+    ) -> tuple[State, dict[int, State]]:
+        """Each block leaves the stream after it and the stream before it."""
+        before, left = None, {}
+        for index, block in enumerate(islice(self.blocks, depth)):
+            before, x = x, self.run_block(block, x)
+            if index in take:
+                left[index] = x, before
+        return (x, before), left
+
+    def stream(self, state: State) -> Float[Tensor, "B L D"]:
+        """The stream after the block."""
+        return state[0]
+
+    def update(self, state: State) -> Float[Tensor, "B L D"]:
+        """What attention and MLP have added."""
+        after, before = state
+        return after - before
+
+    def last_norm(self, state: State) -> Float[Tensor, "B L D"]:
+        """The last norm."""
+        return self.norm(state[0])

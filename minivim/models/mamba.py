@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minivim.models.plain import is_plain
 from minivim.ops import Backend, causal_conv_silu, choose_backend, selective_scan
 
 DELTA_MIN, DELTA_MAX = 0.001, 0.1  # the range of delta at initialization, Mamba, section 3.6
@@ -33,6 +34,7 @@ class SelectiveSSM(nn.Module):
 
     def __init__(self, inner_dim: int, state_dim: int, dt_rank: int, conv_kernel: int, reverse: bool = False):
         super().__init__()
+        self.backend = "auto"
         self.split = (dt_rank, state_dim, state_dim)
         self.reverse = reverse
         self.conv_weight = nn.Parameter(torch.empty(inner_dim, conv_kernel))
@@ -62,12 +64,18 @@ class SelectiveSSM(nn.Module):
         """Depthwise causal convolution and SiLU: the input u of the scan."""
         return causal_conv_silu(x, self.conv_weight, self.conv_bias, reverse=self.reverse, backend=backend)
 
-    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor, ...]:
-        """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`."""
+    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor | None, ...]:
+        """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`.
+
+        delta_bias is None where a layer in the place of dt_proj has added its own.
+        """
         dt, B, C = self.x_proj(u).split(self.split, dim=-1)  # views: the kernels take strided B and C
-        delta = F.linear(dt, self.dt_proj.weight)  # the bias goes into the scan, which adds it in float32
+        if is_plain(self.dt_proj, nn.Linear):
+            delta, delta_bias = F.linear(dt, self.dt_proj.weight), self.dt_proj.bias  # the scan adds it in float32
+        else:
+            delta, delta_bias = self.dt_proj(dt), None
         A = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        return u, delta, A, B, C, self.D, self.dt_proj.bias
+        return u, delta, A, B, C, self.D, delta_bias
 
     def scan(self, u: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend = "auto", **state):
         """Selection, recurrence and gate; `state`: initial_state and return_last_state of `selective_scan`."""
@@ -75,10 +83,18 @@ class SelectiveSSM(nn.Module):
         return selective_scan(*tensors, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
 
     def forward(
-        self, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend = "auto"
+        self, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend | None = None
     ) -> Float[Tensor, "B L E"]:
-        """x, z (B, L, E) -> gated output (B, L, E)."""
+        """x, z (B, L, E) -> gated output (B, L, E). `backend` is the block's choice; None: this model's own."""
+        backend = choose_backend(backend or self.backend, x.device)
         return self.scan(self.conv(x, backend), z, backend)
+
+
+def run_ssm(
+    ssm: nn.Module, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: Backend
+) -> Float[Tensor, "B L E"]:
+    """Call a block's state-space model; what a user put in its place is given x and z only."""
+    return ssm(x, z, backend) if isinstance(ssm, SelectiveSSM) else ssm(x, z)
 
 
 class MambaState(NamedTuple):
@@ -105,7 +121,7 @@ class MambaBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The whole sequence at once; token t of the output depends on tokens 0 .. t only."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        return self.out_proj(self.ssm(x, z, choose_backend(self.backend, x.device)))
+        return self.out_proj(run_ssm(self.ssm, x, z, choose_backend(self.backend, x.device)))
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros."""

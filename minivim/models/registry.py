@@ -35,12 +35,16 @@ def list_models() -> list[str]:
     return list(MODELS)
 
 
-def create_model(name: str, *, checkpoint: str | Path | None = None, **overrides) -> Backbone:
+def create_model(name: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, **overrides) -> Backbone:
     """Build a model by name; `overrides` replace fields of its configuration, `checkpoint` gives its weights.
 
     name: one of `list_models()`; checkpoint: a file of `checkpoints.save`, or an official Vim checkpoint.
+    pretrained: timm's; False, as no weights are downloaded. global_pool, timm's: "avg" is cls_token "none", unless a
+    cls_token is given too, which wins; "token" is the model's own, "" gives each token by itself.
     Raises ValueError for an unknown name, an unknown or impossible field, and a checkpoint that does not fit.
     """
+    if pretrained:
+        raise ValueError(f"pretrained is {pretrained!r}; it must be False, and checkpoint= a file with the weights")
     if name not in MODELS:
         near = difflib.get_close_matches(str(name), MODELS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -53,5 +57,10 @@ def create_model(name: str, *, checkpoint: str | Path | None = None, **overrides
                 f"{key} is {value!r}, but {config_class.__name__} has no such field; "
                 f"it must be one of {', '.join(valid)}"
             )
+    if overrides.get("global_pool") == "avg":
+        del overrides["global_pool"]
+        overrides.setdefault("cls_token", "none")
+    elif overrides.get("global_pool") == "token" and "cls_token" in overrides:
+        del overrides["global_pool"]
     model = model_class(config_class(**{**defaults, **overrides}))
     return model if checkpoint is None else checkpoints.load_weights(model, checkpoint)

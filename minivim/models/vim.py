@@ -8,7 +8,9 @@ Add -> Norm -> Mixer: each block first adds what the one before it left, so that
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from einops import rearrange
@@ -16,8 +18,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.checks import check_choice, check_whole
-from minivim.models.backbone import Backbone, BackboneConfig, DropPath, PatchEmbed, insert_tokens, remove_tokens
-from minivim.models.mamba import SelectiveSSM
+from minivim.models.backbone import (
+    Backbone,
+    BackboneConfig,
+    DropPath,
+    PatchEmbed,
+    State,
+    insert_tokens,
+    remove_tokens,
+)
+from minivim.models.mamba import SelectiveSSM, run_ssm
+from minivim.models.plain import is_plain
 from minivim.ops import Backend, add_rms_norm, bidirectional_conv_silu, bidirectional_scan, choose_backend
 from minivim.ops.norm import EPS
 
@@ -92,6 +103,30 @@ def reorder(tokens: Float[Tensor, "B L D"], config: VimConfig, undo: bool = Fals
     return insert_tokens(rearrange(grid, "B i j D -> B (i j) D"), classes, positions)
 
 
+def add_and_norm(
+    norm: nn.Module, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None, backend: str | Backend
+) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+    """(norm(update + residual), the sum, at least float32): in one kernel where `norm` is a plain nn.RMSNorm."""
+    if is_plain(norm, nn.RMSNorm) and norm.weight is not None and norm.eps is not None:
+        return add_rms_norm(update, residual, norm.weight, norm.eps, backend=backend)
+    total = update.to(torch.promote_types(update.dtype, torch.float32))
+    total = total if residual is None else residual + total
+    parameter = next(norm.parameters(), update)
+    return norm(total.to(parameter.dtype)), total
+
+
+def is_pair(one: nn.Module, two: nn.Module) -> bool:
+    """Whether the two are plain and equal but for their directions, so that one kernel can run both."""
+    if not all(is_plain(ssm, SelectiveSSM) and is_plain(ssm.dt_proj, nn.Linear) for ssm in (one, two)):
+        return False
+    return (
+        None not in (one.dt_proj.bias, two.dt_proj.bias)
+        and (one.reverse, two.reverse) == (False, True)
+        and one.conv_weight.shape == two.conv_weight.shape
+        and one.A_log.shape == two.A_log.shape
+    )
+
+
 class VimMixer(nn.Module):
     """Two selective state-space models on the same tokens, one in each direction, averaged. Vim, Algorithm 1.
 
@@ -120,7 +155,9 @@ class VimMixer(nn.Module):
         x, z = self.in_proj(x).chunk(2, dim=-1)
         one, two = self.forward_ssm, self.backward_ssm
         if two is None:
-            return self.out_proj(one(x, z, backend))
+            return self.out_proj(run_ssm(one, x, z, backend))
+        if not is_pair(one, two):
+            return self.out_proj((run_ssm(one, x, z, backend) + run_ssm(two, x, z, backend)) / 2)
         convs = (one.conv_weight, one.conv_bias), (two.conv_weight, two.conv_bias)
         u, u_back = bidirectional_conv_silu(x, *convs, backend=backend)
         y = bidirectional_scan(one.select(u), two.select(u_back), z, backend=backend)
@@ -132,6 +169,7 @@ class VimBlock(nn.Module):
 
     def __init__(self, config: VimConfig, drop_path_rate: float = 0.0):
         super().__init__()
+        self.backend = "auto"
         self.drop_path = DropPath(drop_path_rate)
         self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
         self.mixer = VimMixer(config)
@@ -140,9 +178,12 @@ class VimBlock(nn.Module):
         self, update: Float[Tensor, "B L D"], residual: Float[Tensor, "B L D"] | None = None
     ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """(update, residual) -> (this block's update, the residual with the incoming one added, at least float32)."""
-        update, backend = self.drop_path(update), choose_backend(self.mixer.backend, update.device)
-        x, residual = add_rms_norm(update, residual, self.norm.weight, backend=backend)  # self.norm, with the add in it
-        return self.mixer(x, backend), residual
+        update = self.drop_path(update)
+        # The mixer's choice; this block's own where a stranger stands in the mixer's place.
+        backend = choose_backend(getattr(self.mixer, "backend", self.backend), update.device)
+        x, residual = add_and_norm(self.norm, update, residual, backend)
+        update = self.mixer(x, backend) if isinstance(self.mixer, VimMixer) else self.mixer(x)
+        return update, residual
 
 
 class VisionMamba(Backbone):
@@ -166,12 +207,30 @@ class VisionMamba(Backbone):
         """Undo the order of the scan."""
         return reorder(tokens, self.config, undo=True)
 
-    def forward_tokens(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """The blocks, a last add, the last norm."""
-        update, residual = x, None
-        for block in self.blocks:
-            update, residual = block(update, residual)
-        return add_rms_norm(self.drop_path(update), residual, self.norm.weight, backend=self.backend)[0]
+    def run_blocks(
+        self, x: Float[Tensor, "B L D"], take: Collection[int] = (), depth: int | None = None
+    ) -> tuple[State, dict[int, State]]:
+        """Each block adds the update of the one before to the residual, and leaves its own update and that residual."""
+        update, residual, left = x, None, {}
+        for index, block in enumerate(islice(self.blocks, depth)):
+            update, residual = self.run_block(block, update, residual)
+            if index in take:
+                left[index] = update, residual
+        return (update, residual), left
+
+    def stream(self, state: State) -> Float[Tensor, "B L D"]:
+        """The residual with the last update added: what the next block normalises."""
+        update, residual = state
+        return residual + update
+
+    def update(self, state: State) -> Float[Tensor, "B L D"]:
+        """The mixer's output."""
+        return state[0]
+
+    def last_norm(self, state: State) -> Float[Tensor, "B L D"]:
+        """A last add, the last norm."""
+        update, residual = state
+        return add_and_norm(self.norm, self.drop_path(update), residual, self.backend)[0]
 
     def set_backend(self, name: str) -> "VisionMamba":
         """Choose the scan's backend in all blocks: "auto" or one of `available_backends(device)`. Returns the model.
@@ -179,7 +238,7 @@ class VisionMamba(Backbone):
         Raises ValueError for an unknown name, and for a backend that cannot run on the model's device, with the reason.
         """
         choose_backend(name, self.patch_embed.proj.weight.device)  # raises if it is unknown or cannot run here
-        self.backend = name
-        for block in self.blocks:
-            block.mixer.backend = name
+        for module in self.modules():  # also those inside a wrapper
+            if hasattr(module, "backend"):
+                module.backend = name
         return self

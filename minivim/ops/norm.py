@@ -13,10 +13,11 @@ def add_rms_norm(
     update: Float[Tensor, "B L D"],
     residual: Float[Tensor, "B L D"] | None,
     weight: Float[Tensor, " D"],
+    eps: float = EPS,
     *,
     backend: str | Backend = "auto",
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-    """(r / sqrt(mean(r^2) + 1e-5) * weight, r) with r = update + residual; the mean over D. RMSNorm, arXiv 1910.07467.
+    """(r / sqrt(mean(r^2) + eps) * weight, r) with r = update + residual; the mean over D. RMSNorm, arXiv 1910.07467.
 
     update, residual (B, L, D), residual None where the stream begins; weight (D,). The norm has the weight's dtype, r
     is float32 whatever the precision of the update (float64 for float64).
@@ -26,4 +27,4 @@ def add_rms_norm(
         shapes = f"update has shape {tuple(update.shape)}, weight {tuple(weight.shape)}"
         shapes += "" if residual is None else f", residual {tuple(residual.shape)}"
         raise ValueError(f"{shapes}; they must be (B, L, D), (D,) and, with a residual, (B, L, D)")
-    return choose_backend(backend, update.device).add_norm(update, residual, weight, EPS)
+    return choose_backend(backend, update.device).add_norm(update, residual, weight, eps)

@@ -268,7 +268,7 @@ def test_configuration_is_frozen_and_has_the_documented_fields():
         config.depth = 3
     assert {field.name for field in fields(VimConfig)} == set(
         "img_size patch_size stride in_chans num_classes embed_dim depth expand state_dim dt_rank conv_kernel "
-        "cls_token pos_embed drop_path_rate init directions scan_order".split()
+        "cls_token pos_embed drop_path_rate drop_rate global_pool init directions scan_order".split()
     )
     assert (config.inner_dim, config.delta_rank, replace(config, embed_dim=200).delta_rank) == (384, 12, 13)
     assert VimBlock(VimConfig(**SMALL))(torch.randn(1, 3, 16))[0].shape == (1, 3, 16)
