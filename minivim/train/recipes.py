@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 CONFIG_FILE = "config.json"
@@ -211,12 +211,15 @@ RANGES = {
 
 def check(config: TrainConfig) -> None:
     """Raise ValueError or TypeError, naming the field, for a value that is out of its range."""
+    whole = {field.name for field in fields(config) if field.type in (int, int | None)}
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} is {value!r}; it must be a number")
+        if name in whole and not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}; it must be a whole number")
         if not (low <= value and (high is None or value <= high)):
             bound = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"{name} is {value!r}; it must be {bound}")

@@ -316,3 +316,32 @@ def test_a_copy_is_advised_that_the_argument_has(given, remedy):
         assert judge("97.3", writing).message.endswith(f"work on a copy, such as {remedy}")
     finally:
         del EXERCISES["97.3"]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_an_argument_whose_nan_or_infinity_was_replaced_is_a_changed_argument(index):
+    numbers = torch.tensor([NAN, INFINITY, -INFINITY])
+
+    @exercise("99.8", "changes nothing")
+    def _(answer):
+        answer(numbers.clone())
+
+    def tidy(x):
+        x[index] = x.nan_to_num()[index]
+        return x
+
+    try:
+        verdict = judge("99.8", tidy)
+        assert verdict.status == "fix" and "clone" in verdict.message
+        assert judge("99.8", lambda x: x).status == "ok"
+    finally:
+        del EXERCISES["99.8"]
+
+
+def test_an_exercise_that_cannot_be_loaded_is_not_the_answers_fault(monkeypatch):
+    def broken(number):
+        raise ImportError("no module named x")
+
+    monkeypatch.setattr("minivim.course.exercises.judging.find_exercise", broken)
+    verdict = judge("05.2", lambda x: x)
+    assert verdict.message == "the exercise cannot be loaded (ImportError: no module named x)"

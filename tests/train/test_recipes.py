@@ -73,6 +73,12 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "accumulate", "threads", "depth", "seed", "eval_every"])
+def test_a_count_is_a_whole_number(small_data, tmp_path, unchecked, field):
+    with pytest.raises(TypeError, match=f"^{field} is 1.5; it must be a whole number$"):
+        train(small(tmp_path, **{field: 1.5}))
+
+
 @pytest.mark.parametrize("field", BAD)
 def test_an_impossible_setting_is_refused_in_one_sentence(small_data, tmp_path, unchecked, field):
     value, message = BAD[field]

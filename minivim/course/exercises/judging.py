@@ -3,6 +3,7 @@
 import inspect
 import io
 import linecache
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -70,7 +71,7 @@ def own_numbers():
 
 def judge(number: str, answer: object) -> Verdict:
     """Run the checker of exercise `number` on `answer`. Raises nothing but KeyboardInterrupt and Abandoned."""
-    guarded, title, status, message = Guarded(answer), "", "ok", ""
+    guarded, found, title, status, message = Guarded(answer), None, "", "ok", ""
     try:
         found = find_exercise(number)
         title = found.title
@@ -86,7 +87,12 @@ def judge(number: str, answer: object) -> Verdict:
         raise
     except BaseException as error:  # the checker stumbled over what the answer gave it
         reason = f"{type(error).__name__}: {shorten(error)}"
-        status, message = "fix", f"the checker cannot work with what your function returned ({reason})"
+        what = (
+            "the exercise cannot be loaded"
+            if found is None
+            else "the checker cannot work with what your function returned"
+        )
+        status, message = "fix", f"{what} ({reason})"
     texts = message[:MOST_SAID], guarded.sink.text.rstrip()
     return Verdict(printable(str(number)), title, status, *map(printable, texts))
 
@@ -97,7 +103,7 @@ def printable(text: str) -> str:
 
 
 class Guarded:
-    """A function that gets copies of its arguments, prints nowhere, and raises only Wrong, Todo and Abandoned."""
+    """A function that gets copies of its arguments, prints into `sink`, and raises only Wrong, Todo and Abandoned."""
 
     def __init__(self, function: object) -> None:
         self.function, self.sink, self.calls = function, Sink(), 0
@@ -153,9 +159,12 @@ def plain(value: object) -> object:
 
 
 def same(first: object, second: object) -> bool:
-    """Whether two arguments are equal, bit by bit where they are tensors."""
+    """Whether two arguments are equal, number by number where they are tensors; NaN equals NaN and nothing else."""
     if isinstance(first, Tensor):
-        return first.shape == second.shape and torch.equal(first.nan_to_num(), second.nan_to_num())
+        if first.shape != second.shape or not torch.equal(first.isnan(), second.isnan()):
+            return False
+        infinities = {"posinf": math.inf, "neginf": -math.inf} if first.is_floating_point() else {}
+        return torch.equal(first.nan_to_num(**infinities), second.nan_to_num(**infinities))
     if isinstance(first, Mapping):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, (tuple, list)):
@@ -164,7 +173,7 @@ def same(first: object, second: object) -> bool:
 
 
 def check_call(function: object, arguments: tuple, options: dict) -> None:
-    """Wrong if the function is none, or does not take these arguments."""
+    """Wrong if the function cannot be called, or does not take these arguments."""
     if not callable(function):
         raise Wrong(f"check was given a {type(function).__name__}; it must be given your function, without brackets")
     try:
