@@ -11,6 +11,7 @@ from minivim.models import (
     create_model,
     list_models,
     load_official,
+    register_with_timm,
     to_official,
 )
 from minivim.ops import available_backends, selective_scan
@@ -27,6 +28,7 @@ __all__ = [
     "create_model",
     "list_models",
     "load_official",
+    "register_with_timm",
     "selective_scan",
     "to_official",
 ]

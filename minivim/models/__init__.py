@@ -5,6 +5,7 @@ from minivim.models.checkpoints import load_official, to_official
 from minivim.models.deit import DeiT, DeiTConfig
 from minivim.models.mamba import MambaBlock
 from minivim.models.registry import create_model, list_models
+from minivim.models.timm import register_with_timm
 from minivim.models.vim import VimBlock, VimConfig, VisionMamba
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "create_model",
     "list_models",
     "load_official",
+    "register_with_timm",
     "to_official",
 ]

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.checks import check_whole
-from minivim.models.backbone import Backbone, BackboneConfig, DropPath, State
+from minivim.models.backbone import Backbone, DropPath, State
+from minivim.models.config import BackboneConfig
 
 __all__ = ["Attention", "DeiT", "DeiTBlock", "DeiTConfig"]
 

@@ -1,23 +1,32 @@
 """The models in timm's registry: then `timm.create_model("vim_tiny_patch16_224")` builds ours."""
 
+import importlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import nn
 
-from minivim.extras import require
 from minivim.models.registry import create_model, list_models
 
-default_cfgs: dict = {}  # timm looks here for the model's image size, mean and deviation
+default_cfgs: dict = {}  # timm looks here for a model's image size, mean and deviation
+
+
+def timm_module(name: str) -> ModuleType:
+    """A module of timm. No extra installs it: who registers models there has it."""
+    try:
+        return importlib.import_module(f"timm.{name}")
+    except Exception as error:  # also a RuntimeError, where torchvision was built for another torch
+        raise ImportError(f"timm could not be imported ({error}); install it with: pip install timm") from error
 
 
 def register_with_timm() -> list[str]:
     """Enter all models into timm's registry; returns their names there. A second call changes nothing.
 
     Vims keep their names. timm has DeiTs of its own, so ours are called minivim_deit_...
-    Raises ImportError if timm is missing or cannot be imported.
+    Raises ImportError if timm cannot be imported.
     """
-    timm = require("timm.models", "timm")
+    timm = timm_module("models")
     names = {name if name.startswith("vim") else f"minivim_{name}": name for name in list_models()}
     for entry, name in names.items():
         if timm.is_model(entry):
@@ -33,7 +42,7 @@ def _builder(entry: str, name: str) -> Callable[..., nn.Module]:
 
     def build(
         pretrained: bool = False,
-        pretrained_cfg=None,
+        pretrained_cfg=None,  # these three are about weights to download
         pretrained_cfg_overlay=None,
         cache_dir=None,
         features_only: bool = False,
@@ -46,7 +55,7 @@ def _builder(entry: str, name: str) -> Callable[..., nn.Module]:
         model = create_model(name, pretrained, **overrides)
         if not features_only:
             return model
-        features = require("timm.models._features", "timm").FeatureGetterNet(model, out_indices)
+        features = timm_module("models._features").FeatureGetterNet(model, out_indices)
         features.pretrained_cfg = features.default_cfg = model.default_cfg
         return features
 

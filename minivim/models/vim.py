@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from minivim.checks import check_choice, check_whole
 from minivim.models.backbone import (
     Backbone,
-    BackboneConfig,
     DropPath,
     PatchEmbed,
     State,
     insert_tokens,
     remove_tokens,
 )
+from minivim.models.config import BackboneConfig
 from minivim.models.mamba import SelectiveSSM, run_ssm
 from minivim.models.plain import is_plain
 from minivim.ops import Backend, add_rms_norm, bidirectional_conv_silu, bidirectional_scan, choose_backend

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import minivim
 from minivim import create_model
 from minivim.models import checkpoints
+from minivim.models import timm as timm_registry
 
 MODELS = {
     "vim": ("vim_nano_patch2_8", {}),
@@ -200,3 +202,44 @@ def test_global_pool_is_a_second_name_for_cls_token(arguments, cls_token, poolin
 def test_pretrained_weights_are_refused_by_name():
     with pytest.raises(ValueError, match="pretrained is True; it must be False, and checkpoint= a file"):
         create_model("vim_nano_patch2_8", pretrained=True)
+
+
+class Registry:
+    """What the registration asks of timm: whether a name is taken, a model's data, an entry."""
+
+    def __init__(self):
+        self.models, self.data = {}, {}
+
+    def is_model(self, name):
+        return name in self.models
+
+    def generate_default_cfgs(self, given):
+        self.data.update(given)
+        return given
+
+    def register_model(self, function):
+        assert function.__name__ not in self.models
+        self.models[function.__name__] = function
+
+
+def test_registration_enters_each_model_once(monkeypatch):
+    registry = Registry()
+    monkeypatch.setattr(timm_registry, "timm_module", lambda name: registry)
+    names = minivim.register_with_timm()
+    assert minivim.register_with_timm() == names == list(registry.models)
+    assert {name.removeprefix("minivim_") for name in names} == set(minivim.list_models())
+    assert not [name for name in names if name.startswith("deit")]  # timm has its own
+    assert registry.data["vim_nano_patch2_8"]["input_size"] == (3, 8, 8)
+    model = registry.models["vim_nano_patch2_8"](num_classes=3, global_pool="avg")
+    assert (type(model), model.num_classes, model.config.pooling) == (minivim.VisionMamba, 3, "avg")
+    with pytest.raises(ValueError, match="feature_cls is 'fx'; it must be 'getter'"):
+        registry.models["vim_nano_patch2_8"](features_only=True, feature_cls="fx")
+
+
+def test_a_timm_that_cannot_be_imported_is_named(monkeypatch):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(timm_registry.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match=r"timm could not be imported \(operator torchvision::nms does not exist\)"):
+        minivim.register_with_timm()
