@@ -1199,8 +1199,8 @@ else:
 #
 # $$g_t = C_t\, dy_t + a_{t+1}\, g_{t+1} \tag{7.6}$$
 #
-# *Chapter 06, (6.6), with $dh_t = C_t\, dy_t$.* It walks from the last step to the first, in registers, like everything
-# here. From $g_t$ follow all gradients. With $q_t = g_t\, a_t\, h_{t-1}$, which occurs twice:
+# *[Chapter 06](06_scans.ipynb), (6.6), with $dh_t = C_t\, dy_t$.* It walks from the last step to the first, in
+# registers, like everything here. From $g_t$ follow all gradients. With $q_t = g_t\, a_t\, h_{t-1}$, used twice:
 #
 # $$du_t = \Delta_t \sum_n g_t B_t \tag{7.7}$$
 #
@@ -1210,9 +1210,9 @@ else:
 #
 # $$dB_t = \sum_d g_t\, \Delta_t u_t \qquad dC_t = \sum_d dy_t\, h_t \tag{7.10}$$
 #
-# *The chain rule on (7.1), as in chapter 06, (6.7): $\Delta_t$ stands in it twice, in $a_t = e^{\Delta_t A}$ and in
-# $\Delta_t u_t B_t$, hence two terms.* The sums go over the states n, the channels d, and the steps t (in dA over the
-# images, too).
+# *The chain rule on (7.1), as in [chapter 06](06_scans.ipynb), (6.7): $\Delta_t$ stands in it twice, in
+# $a_t = e^{\Delta_t A}$ and in $\Delta_t u_t B_t$, hence two terms.*
+# The sums go over the states n, the channels d, and the steps t (in dA over the images, too).
 
 # %% [markdown]
 # Two things are new.
