@@ -8,7 +8,7 @@ import hashlib
 import math
 import random
 from functools import cache
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -155,19 +155,32 @@ def cutmix(
     return mixed, targets * kept + targets[other] * (1 - kept)
 
 
+@runtime_checkable
+class Augmentation(Protocol):
+    """How much of each change; 0 leaves one out. A TrainConfig is one."""
+
+    crop: int
+    flip: float
+    rotate: float
+    zoom: float
+    shift: float
+    jitter: float
+    erase: float
+    smoothing: float
+    mixup: float
+    cutmix: float
+
+
 def augment(
     images: UInt8[Tensor, "B 3 H W"],
     labels: Int64[Tensor, " B"],
     num_classes: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    config: Any,
+    config: Augmentation,
     generator: Generator,
 ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K"]]:
-    """A training batch: images moved, coloured, normalised, erased and mixed; targets smoothed and mixed.
-
-    config: a TrainConfig; crop, flip, rotate, zoom, shift, jitter, erase, smoothing, mixup and cutmix say how much.
-    """
+    """A training batch: images moved, coloured, normalised, erased and mixed; targets smoothed and mixed."""
     images = images.float() / 255
     if config.crop:
         images = random_crop(images, config.crop, generator)

@@ -3,16 +3,16 @@
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from minivim.extras import require
 
@@ -123,6 +123,15 @@ def decode_all(items: Sequence, img_size: int | None) -> UInt8[Tensor, "M 3 S S"
         for start in range(0, len(items), 1024):  # in pieces, so that an error ends the work soon
             list(pool.map(decode, range(start, min(start + 1024, len(items)))))
     return out
+
+
+def fetch(
+    images: UInt8[Tensor, "M 3 H W"] | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0
+) -> Iterator[Tensor]:
+    """The images, uint8 (B, 3, H, W), of each batch of indices; `workers` processes decode those not in memory."""
+    if isinstance(images, Tensor):
+        return (images[rows] for rows in batches)
+    return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))
 
 
 def image_files(folder: Path) -> list[Path]:

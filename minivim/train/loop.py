@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from minivim.data import ImageData, load_data
-from minivim.data.images import LazyImages
+from minivim.data.images import LazyImages, fetch
 from minivim.models import Backbone
 from minivim.processes import Team, join_team, use_threads
+from minivim.train.backend import apply_backend
 from minivim.train.compile import check_compiler, compiled
-from minivim.train.prediction import apply_backend, fetch
 from minivim.train.recipes import CONFIG_FILE, TrainConfig, resolve
 from minivim.train.run import BEST_FILE, CURVES_FILE, LAST_FILE, Run
 from minivim.train.screen import Screen, draw_curves

@@ -1,41 +1,22 @@
 """A trained model at work: score a set of images, name what is in a picture."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from minivim.data import ImageData, load_data
 from minivim.data.augment import normalise
-from minivim.data.images import fit, read_image, to_tensor
+from minivim.data.images import fetch, fit, read_image, to_tensor
 from minivim.models import checkpoints
 from minivim.models.backbone import Backbone
-from minivim.ops import choose_backend
 from minivim.processes import choose_device
-
-
-def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
-    """Set the scan's backend in all mixers; returns the name of the one that will run."""
-    if not hasattr(model, "set_backend"):
-        if backend != "auto":
-            raise ValueError(f"backend is {backend!r}; it must be 'auto' for a model without a scan")
-        return "none"
-    model.set_backend(backend)
-    return choose_backend(backend, device).name
-
-
-def fetch(
-    images: UInt8[Tensor, "M 3 H W"] | Dataset, batches: Sequence[Int64[Tensor, " _"]], workers: int = 0
-) -> Iterator[Tensor]:
-    """The images, uint8 (B, 3, H, W), of each batch of indices; `workers` processes decode those not in memory."""
-    if isinstance(images, Tensor):
-        return (images[rows] for rows in batches)
-    return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))
+from minivim.train.backend import apply_backend
 
 
 @torch.inference_mode()

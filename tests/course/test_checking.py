@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minivim.course.exercises import check
-from minivim.course.exercises.checking import EXERCISES, compare, exercise, exercises_of
+from minivim.course.exercises.checking import EXERCISES, compare, exercise
+from minivim.course.exercises.finding import exercises_of
 from minivim.course.exercises.judging import MOST_PRINTED, Abandoned, judge
 
 A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])

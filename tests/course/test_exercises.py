@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from minivim.course.exercises.checking import exercises_of
+from minivim.course.exercises.finding import exercises_of
 from minivim.course.exercises.judging import judge
 from minivim.course.grade.wire import decode, encode
 

@@ -4,11 +4,9 @@ A checker is a function of one argument, the learner's function. It calls that f
 None, and tuples, lists and dicts of these; it gets the same back. The first thing that is wrong ends it.
 """
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Num, Shaped
@@ -57,25 +55,6 @@ def exercise(number: str, title: str) -> Callable:
 def origin(function: Callable) -> tuple[str, str]:
     """Where a function was written: module and name."""
     return function.__module__, function.__qualname__
-
-
-def exercises_of(chapter: str) -> list[Exercise]:
-    """The exercises of a chapter ("01"), in order; none if there is no such chapter."""
-    module = f"minivim.course.exercises.chapter{chapter}"
-    if re.fullmatch(r"\d\d", chapter) and find_spec(module):
-        importlib.import_module(module)
-    found = [each for number, each in EXERCISES.items() if number.startswith(f"{chapter}.")]
-    return sorted(found, key=lambda each: int(each.number.partition(".")[2]))
-
-
-def find_exercise(number: str) -> Exercise:
-    """The exercise of that number. Wrong if there is none."""
-    known = exercises_of(str(number).partition(".")[0])
-    for each in known:
-        if each.number == number:
-            return each
-    there = f"this chapter has {', '.join(each.number for each in known)}" if known else "no such chapter has exercises"
-    raise Wrong(f"there is no exercise {number!r}; {there}")
 
 
 def demand(condition: object, sentence: str) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minivim.course.exercises.checking import Todo, Wrong, find_exercise
+from minivim.course.exercises.checking import Todo, Wrong
+from minivim.course.exercises.finding import find_exercise
 
 YOUR_TURN = "your turn"  # what the open exercise says: raise NotImplementedError("your turn")
 MOST_PRINTED = 2000  # characters kept of what an answer prints

@@ -18,7 +18,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from minivim.course.exercises.checking import Exercise, exercises_of
+from minivim.course.exercises.checking import Exercise
+from minivim.course.exercises.finding import exercises_of
 from minivim.course.exercises.judging import Verdict
 from minivim.course.grade.run import Limits, Outcome, clean, run_submission
 
