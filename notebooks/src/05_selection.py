@@ -296,8 +296,8 @@ print(f"the grey lines: most frequent number {lazy:.0%}, blind guess {1 / 8:.1%}
 # 03](03_recurrence_is_convolution.ipynb)): a token counts by its **age** $t - s$, in the same way whatever it is. A
 # clever embedding can make noise count for nothing, $u = 0$. But the noise still makes the clock tick. The first
 # question wants the first number. How old is it? That depends on where the noise stood, and it is another age in each
-# sequence. No single kernel can pick it out. (Two layers with a bend in between do better than one kernel, as the curve
-# shows. But they do not get there.)
+# sequence. No single kernel can pick it out. (Two layers with a nonlinearity
+# in between do better than one kernel, as the curve shows. But they do not get there.)
 #
 # Suppose the clock stood still at noise, and ticked at data and at questions. Then the k-th number would always be four
 # ticks old at the k-th question, and nothing but its age would be needed.
@@ -370,7 +370,7 @@ assert close(whole[:, data], short) and whole.shape[1] == 12
 # |---|---|---|
 # | 0 | 0 | **skip**: the old state is kept, the token counts for nothing |
 # | $\log 2 = 0.69$ | ½ | **mix**: half and half |
-# | 7 or more | 0.999 or more | **reset**: the past is wiped out, the state is the token |
+# | 7 or more | 0.999 or more | **reset**: the past is wiped out, the state is the token (code's rule: Δ times it) |
 #
 # *Zero-order hold is the paper's rule.* The code adds $\Delta u$ in place of $g u$ ([chapter
 # 02](02_discretization.ipynb), section 10). Skip is the same, and the past is wiped out just as well. But the token
@@ -591,7 +591,8 @@ assert F.softplus(x).min() > 0 and math.isclose(at_zero, math.log(2), rel_tol=1e
 #
 # <details><summary>What you have found</summary>
 #
-# $e^x = \frac{1}{1-g} - 1 = \frac{g}{1-g}$, so $g = \sigma(x)$: **the gate is a sigmoid**, as in an LSTM or a GRU. This
+# $e^x = \frac{1}{1-g} - 1 = \frac{g}{1-g}$, so $g = \sigma(x)$: **the gate is a sigmoid**, as in the LSTM and the
+# GRU, two older networks that walk over a sequence. This
 # is Mamba's Theorem 1. Nobody put a gate in. It came out of a step size and a softplus. With the code's rule the past
 # still fades by exactly $1 - \sigma(x)$; what is written is $\Delta u$.
 #
@@ -804,8 +805,9 @@ print(
 # times (R, E). The **rank** of a matrix is the number of independent directions in what it puts out; here it is at
 # most $R$: the $E$ raw step sizes are mixtures of only $R$ numbers. A full map from $E$ to $E$ numbers costs $E^2$
 # parameters. Through the bottleneck of $R$ numbers it costs $2ER$. Mamba takes $R = \lceil D/16 \rceil$. It is a
-# matter of thrift, and it costs little: in the paper's table 9, perplexity (lower is better) is 9.12 without a
-# token-dependent $\Delta$, 8.97 with $R = 1$, and 8.71 with $R = 64$.
+# matter of thrift, and it costs little: in the paper's table 9, perplexity (among how many
+# equally likely words the model still hesitates; lower is better) is 9.12 without a token-dependent $\Delta$, 8.97 with
+# $R = 1$, and 8.71 with $R = 64$.
 #
 # The bias $b$ is where $\Delta$ starts: it is set so that softplus of it lies between 0.001 and 0.1, another value in
 # each channel. The token then pushes the clock up or down.
@@ -974,10 +976,10 @@ assert close(out, block(tokens_in), 1e-4)
 # convolution of S4.
 #
 # **Why no MLP?** A Transformer's block has two halves: attention, which mixes tokens, and an MLP, which widens each
-# token, bends it, and narrows it. Mamba's block does both in one. `in_proj` widens, SiLU and the gate bend, `out_proj`
-# narrows, and the mixing takes place in the wide middle. In parameters: the two projections have $2DE + ED = 6D^2$ for
-# $E = 2D$. A Transformer's block has $4D^2$ for attention and $8D^2$ for its MLP. So two Mamba blocks cost about as
-# much as one Transformer block (Mamba, section 3.4).
+# token, puts a nonlinearity there, and narrows it. Mamba's block does both in one. `in_proj` widens, SiLU and the
+# gate are the nonlinearity, `out_proj` narrows, and the mixing takes place in the wide middle. In parameters: the two
+# projections have $2DE + ED = 6D^2$ for $E = 2D$. A Transformer's block has $4D^2$ for attention and $8D^2$ for its
+# MLP. So two Mamba blocks cost about as much as one Transformer block (Mamba, section 3.4).
 
 # %%
 for D in (32, 192, 768):
@@ -1121,9 +1123,9 @@ print("the data tokens stand at", data[0].nonzero().flatten().tolist())
 # does not count. Each picture has its own scale, on its right.
 #
 # Left: S4D weighs by age, so each diagonal has one colour. Right: Mamba's weights stand in columns. A few tokens write,
-# three places after each of the data tokens (why three, we see in a moment). Their columns go on downwards. All else is
-# nearly zero. A weight is writing times fading times reading, so a column also changes where $C[t]$ changes: some
-# become stronger further down.
+# three places after each of the data tokens (why three, we see in a moment). Their columns go on downwards until the
+# questions (rows 32 to 35). All else is nearly zero. A weight is writing times fading times reading, so a column also
+# changes where $C[t]$ changes, above all at the questions. It is one of 64 channels; none answers alone.
 #
 # Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it
 # must be another matrix.
@@ -1265,8 +1267,9 @@ assert fast[loud] > 10 * slow[loud]
 
 # %% [markdown]
 # **What to see.** Staircases. The lines rise within the three places after a data token, a dot. In between they are
-# flat. At the four questions (grey) the clock moves again. In this channel, picked for its contrast, that is the
-# second clock of section 3, learned.
+# flat. The rises at the left edge of the grey still belong to data just before it; the questions themselves move this
+# clock little. So it stands still at noise, as the second clock of section 3, but its steps are not equal. We have
+# picked the channel whose clock differs most between places near data and places far from them.
 #
 # **Which choice matters?** $\Delta$, $B$ and $C$ all depend on the token. We take one of them away: in the second
 # block, we replace it by its mean over all tokens, and count what the model still gets right.

@@ -2,14 +2,14 @@
 # # 06 · Scans
 #
 # $h[t]$ needs $h[t-1]$, which needs $h[t-2]$. So a recurrence must be computed one step after the other. Must it?
-# This chapter computes a thousand states in ten rounds. Then it measures the plain loop beside that, and on a
-# processor like yours the loop wins. Both are true. With thousands of recurrences at once, as in a real layer, the loop
-# wins. You will be able to say when which one is ahead, and why.
+# This chapter computes a thousand states in ten rounds. Then it measures the plain loop beside that, on a
+# processor like yours: with one recurrence the ten rounds beat the loop as PyTorch runs it, with thousands at once, as
+# in a real layer, the loop wins. You will be able to say when which one is ahead, and why.
 #
 # **Learning goals.** After this chapter you can
 # - put two steps of a recurrence together into one, and test whether a rule allows that;
 # - draw three parallel scans, and count their work and their depth;
-# - predict from sequences and lanes which scan is the fastest;
+# - predict from sequences and lanes (the numbers that a processor handles at once) which scan is the fastest;
 # - say where the shortcut by cumulative products overflows, and mend it;
 # - derive the backward pass of a scan by hand, write it, and check it;
 # - trade memory for computing, with numbers predicted before they are measured;
@@ -105,7 +105,8 @@ print("steps that wait for each other:", len(a) - 1)
 #   the states differently ([chapter 02](02_discretization.ipynb), after (2.2)). The chain is the same.
 # - **Shapes.** Image, channel and state never meet inside a scan. So we put time first and all else into one axis: $a$
 #   and $b$ are (L, S), with $S = B \cdot E \cdot N$ columns. From here on **a sequence** is one such column: the L
-#   values of one state of one channel of one image, a recurrence of its own. No sequence waits for another. Vim-Tiny
+#   values of one state of one channel of one image, a recurrence of its own. No sequence waits for another. Vim-Tiny,
+#   the smallest of the image models that this course is heading for, reads its tokens forwards and backwards, and
 #   has $384 \cdot 16 = 6144$ sequences for one image and direction.
 
 # %% [markdown]
@@ -774,14 +775,17 @@ print("scans:", len(seconds), " widths:", widths)
 
 # %% [markdown]
 # **What to see.** Left, few sequences: the loop in PyTorch is slow, the parallel scans are fast. Right, many sequences:
-# the order is turned round. The compiled loop is the lowest line everywhere.
+# the order is turned round. The compiled loop is the lowest line everywhere. (It is the
+# only scan that is compiled here. For one sequence a compiled Blelloch would have idle lanes to use; the picture does
+# not say whether it would win.)
 #
 # Why? Three costs are at play.
 # - **Starting an operation** costs PyTorch a few microseconds, however small the tensors are. The loop starts
 #   thousands, Blelloch about a hundred. With one sequence nothing else counts. So the left side says nothing about
 #   parallel scans. It says that Python is slow, and a compiler removes that.
 # - **Work.** With many sequences the arithmetic counts, and there Hillis and Steele have nine times as much.
-# - **Memory, probably.** Work explains a factor of 2 for Blelloch; the rest is not measured here. The loop keeps its
+# - **Memory, probably.** Blelloch has twice the combines, and each is three operations where the loop needs two: a
+#   factor of 3. The rest of its distance is not measured here. The loop keeps its
 #   S states in the processor's cache, a small fast memory on the chip, reads $a$ and $b$ once and writes $h$ once. The
 #   rounds of a tree read and write long arrays that do not fit there.
 
@@ -1039,7 +1043,8 @@ assert bad[1] == 0 < bad[2] < bad[0]
 
 # %% [markdown]
 # **What to see.** The blue line stands at $z = 88.7/K$, where $1/P$ overflows within a chunk of K steps (left: all
-# 1,024 steps are one chunk). Left of it nothing is broken. Chunks of 16: we swept decays up to 5, so nothing is broken
+# 1,024 steps are one chunk). Left of it nothing is broken.
+# (Dashed: the border without chunks, for comparison.) Chunks of 16: we swept decays up to 5, so nothing is broken
 # at any length. Chunks of 32 are broken right of the line, from within the *first* chunk on: one bad number is handed
 # on for ever.
 #
