@@ -77,7 +77,8 @@ print("the kernels of this chapter run here by:", kind)
 #
 # *Core.*
 #
-# This is the selective scan as a loop, with the letters of [chapter 05](05_selection.ipynb):
+# This is the selective scan as a loop, with the letters of [chapter 05](05_selection.ipynb), but the
+# step as an index, $h_t$ for $h[t]$:
 #
 # $$h_t = e^{\Delta_t A}\, h_{t-1} + \Delta_t u_t B_t \qquad\qquad y_t = C_t \cdot h_t \tag{7.1}$$
 #
@@ -823,13 +824,15 @@ print(f"the kernel's largest clock: {largest}, {clocks[largest]} cycles")
 # stand close together: 90, 111 and 128 cycles. With bfloat16 there are half the bytes, so that clock goes down to 45,
 # and the other two stay. The loop in PyTorch would wait for memory more than forty times as long as any of them, if
 # every array went there and back. So the first thing that a kernel saves is bytes, as section 1 promised. Then the
-# exponentials bound it, and the instructions come close behind. With softplus and a gate, a step has more instructions,
+# exponentials bound it, and the instructions come close behind. (These counts hold if the compiler does not know that
+# 16 divides E: the end of this section.) With softplus and a gate, a step has more instructions,
 # and these become the longest: `python -m minivim.kernels.gpu.sass` counts them for the package's kernels. Nothing was
 # measured here. The kernel's dots are lower bounds: no GPU with these rates can be faster.
 #
 # **One word decides.** *Optional.* Tell the compiler that E is a multiple of 16 (Triton notices it by itself when it
 # launches), and it rearranges the lanes: a lane loads four neighbouring channels at once, and the states are spread
-# over lanes. Then y is a sum across lanes.
+# over lanes. Then y is a sum across lanes, and there are more instructions than before: launched plainly with E = 384,
+# which 16 divides, they become the longest clock.
 
 # %%
 spread = loop_of(scan, {"N": 16, "BLOCK": 32}, numbers=("L", "E"), sixteens=("E",))
@@ -840,8 +843,9 @@ print(f"exchanges between lanes, and waits for them: 0 become {exchanged}")
 assert total > sum(counts.values()) and exchanged > 0
 
 # %% [markdown]
-# That is why the package hands over `E_units` = E / V in place of E: its lanes own V channels each, and all states of a
-# channel stay in one lane. One cannot guess such a thing. One reads the machine code.
+# That is why the package hands over `E_units` = E / V in place of E, and forbids Triton to look for a multiple of 16 in
+# it: its lanes own V channels each, and all states of a channel stay in one lane. One cannot guess such a thing. One
+# reads the machine code.
 #
 # ## 8. Chunks of time
 #
@@ -1469,7 +1473,7 @@ assert equal
 # %% [markdown]
 # **How fast?** One image of Vim-Tiny, one thread: the loop of section 1 in PyTorch, `scan_cpu`, the package's kernel
 # (`backend="numba"`), and, as a yardstick, PyTorch's `exp` of an array of shape (B, L, E, N) that is already there: the
-# exponentials of the scan, and nothing else.
+# exponentials of the scan, with one trip through memory for them.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -1521,8 +1525,9 @@ print(f"scan_cpu takes {measured['scan_cpu'] / measured['package']:.2g} times as
 assert measured["package"] < 2 * measured["exp alone"] < measured["scan_cpu"] / 2
 
 # %% [markdown]
-# **What to see.** `scan_cpu` has no trips to memory to make, and is hardly faster than the loop in PyTorch. The package
-# takes 16 times less: as long as PyTorch needs for the exponentials alone. All else that it does is hidden beneath.
+# **What to see.** `scan_cpu` never stores an array with an axis N, and is hardly faster than the loop in PyTorch. The
+# package takes 16 times less: as long as PyTorch needs for the exponentials alone. All else that it does is hidden
+# beneath.
 #
 # `scan_cpu` and the package's kernel run nearly the same loops. Why is one so slow? Again we read the machine code. In
 # the names of an Intel or AMD chip, `expf` is a function that takes one number, and a name that ends in `ps` is an

@@ -88,11 +88,12 @@ print("tokens:", patches[0].int().tolist())
 assert patches[0, 0].tolist() == [0, 1, 4, 5] and patches[0, 3].tolist() == [10, 11, 14, 15]
 
 # %% [markdown]
-# Each patch is then mapped to D numbers by a linear layer, the same for all patches:
+# Each patch is then mapped to D numbers by a linear layer, the same for all M patches:
 #
 # $$\text{token}_m = W\,\text{patch}_m + b \tag{8.1}$$
 #
-# *ViT, arXiv 2010.11929, Eq. 1.* Most code writes this as a convolution with kernel P and stride P. It is the same
+# *ViT, arXiv 2010.11929, Eq. 1.* Most code writes this as a convolution with kernel P and stride P, where P is
+# the patch's side in pixels. It is the same
 # thing: a kernel that moves by its own width meets each patch once.
 
 # %%
@@ -141,7 +142,8 @@ assert image.shape == (1, 3, 224, 224)
 # *Core.*
 #
 # ViT puts the class token at the front. Vim puts it at place M // 2 of M patches. Then a learned vector is added to
-# every token, the class token too, one vector for each place of the picture: the **position embedding**.
+# every token, the class token too, one vector for each place of the picture: the **position embedding** $E_{pos}$.
+# With $p_m$ for the token of patch m, what enters the first block is
 #
 # $$T_0 = [\,p_0, \dots, p_{M/2-1},\; t_{cls},\; p_{M/2}, \dots, p_{M-1}\,] + E_{pos} \tag{8.3}$$
 #
@@ -219,9 +221,9 @@ print("patches in each picture:", 16, " the number 8 is missing: it is the class
 
 # %% [markdown]
 # **What to see.** The numbers are places in the sequence, the same as in the lists above: the first four of a list are
-# the first row of its picture. The grey line jumps at the end of each row (left) or column
-# (middle); the snake never jumps. But in each picture, some neighbours in the image are far apart on the line. On
-# Vim's grid of 14 x 14:
+# the first row of its picture. (The lists number the patches row by row, whatever the order of reading.) The grey
+# line jumps at the end of each row (left) or column (middle); the snake never jumps. But in each picture, some
+# neighbours in the image are far apart on the line. On Vim's grid of 14 x 14:
 
 # %%
 for order in ("rows", "columns", "snake"):
@@ -444,7 +446,7 @@ print("hatched patches, exactly zero:", hatched[:3], "and", hatched[3:])
 # **What to see.** White with black lines is exactly zero. Forward: the class token knows the upper half only. Backward:
 # the lower half only. Both: the whole image, after a single block. Four blocks change nothing about these zeros: a
 # chain of walks in one direction is still a walk in one direction. The brightest patches are the three before the class
-# token and the three behind it: the convolutions reach them directly. In the upper row all others come through the
+# token and the three behind it: the convolutions reach them directly. After one block all others come through the
 # scans.
 #
 # **So, after one block,** the class token in the middle hears
@@ -1173,7 +1175,10 @@ print("dots:", len(measured["runs"]), " test images:", len(data.test_labels))
 # - **Position.** Without it the model loses 5 to 8 points, in every order. But it still gets 85 to 91 %, where guessing
 #   gives 10. So "a recurrence knows the order, it needs no positions" and "without positions it cannot work" are both
 #   wrong: the recurrence knows something of the place, and the embedding tells more.
-# - **Order.** Rows and snake overlap: four runs do not tell them apart. Columns are worse; why, the runs do not say.
+# - **Order.** Rows and snake overlap: four runs do not tell them apart. Columns have the lowest mean,
+#   with and without positions, but only against rows with positions do the runs lie apart; why, they do not say.
+
+# %% [markdown]
 # - **Convolution.** Centred (width 4, two taps before and one after, mirrored for the way back) or causal: no
 #   difference. Causality is not needed here.
 # - **Directions.** Forward only, with the class token in the middle: 75 %. In section 8 the same hidden half cost
@@ -1299,7 +1304,8 @@ show(figure, "Initial step sizes: both directions alike, and the backward ones a
 print("channels drawn for each direction:", len(sizes["paper"][0]))
 
 # %% [markdown]
-# **What to see.** Left: both directions cover 0.001 to 0.1 evenly, which is a half-life of 7 to 693 tokens. Right: all
+# **What to see.** Left: both directions cover 0.001 to 0.1 evenly on this logarithmic axis: a half-life of 7
+# to 693 tokens for the slowest state, A = -1. Right: all
 # 9,216 backward channels of the official initialisation stand at 0.693, a half-life of one token.
 #
 # Does training repair it? The stored runs of section 11 say. They kept the step sizes before and after training.
@@ -1439,16 +1445,17 @@ print("last eight rows less than 0.001 off:", (error[12:].abs().max() < 1e-3).it
 
 # %% [markdown]
 # **What to see.** Left: the same ramp in each row, now 20 columns wide. Middle and right: what the script gives.
-# - **Lower part (white): right.** Behind the class token every patch stands one place later in the sequence, so cutting
-#   one place off at the front sets it right.
-# - **Upper part (pale blue): 0.3 columns off.** The cut moves each patch one column in the old grid; reading moves it
+# - **Rows 12 to 19 (white): right.** Behind the class token every patch stands one place later in the sequence, so
+#   cutting one place off at the front sets it right.
+# - **Rows 0 to 8 (pale blue): 0.3 columns off.** The cut moves each patch one column in the old grid; reading moves it
 #   back by one column of the new grid, which is 14/20 = 0.7 of an old one. 0.3 is left.
 # - **Edges (red and dark blue, left and right):** whole columns off, because the end of a row runs into the next row.
-# - **Around the middle (dark spots in rows 8 to 11):** the class token's 50 leaks into patches near it; one is 26
-#   columns off.
+# - **Rows 7 to 11, at both edges:** the class token's 50 leaks in, for it was taken for the right end of row 6. The
+#   worst is row 9, column 0, 26 columns off.
 # - **The class token** receives 52.3, almost its own vector, by luck: place 200 of the new sequence is the right end of
 #   row 9, and the vector was taken for the right end of row 6, about the same point of the picture.
-#
+
+# %% [markdown]
 # So a model resized this way is not ruined, only confused in its upper half; some fine-tuning may well hide it.
 #
 # At equal size nothing is interpolated: the grid comes back as it went in, and the result is the old sequence, exactly.
