@@ -52,6 +52,11 @@ def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     return sorted({i % depth for i in indices})
 
 
+def take_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) -> Float[Tensor, "B n D"]:
+    """The tokens at `positions`, which `insert_tokens` puts in; by slices, as a list would make a GPU wait."""
+    return torch.cat([sequence[:, :0], *(sequence[:, k : k + 1] for k in positions)], dim=1)
+
+
 class PatchEmbed(nn.Module):
     """Cut the image into patches, in reading order, and map each one linearly to D numbers (ViT, arXiv 2010.11929)."""
 
@@ -249,7 +254,7 @@ class Backbone(nn.Module):
 
     def class_tokens(self, tokens: Float[Tensor, "B L D"]) -> Float[Tensor, "B n D"]:
         """The class tokens alone."""
-        return torch.cat([tokens[:, :0], *(tokens[:, k : k + 1] for k in self.config.cls_positions)], dim=1)
+        return take_tokens(tokens, self.config.cls_positions)
 
     def to_grid(self, patches: Float[Tensor, "B M D"]) -> Float[Tensor, "B D rows columns"]:
         """Patches in the order of the picture as a feature map."""
@@ -342,7 +347,7 @@ class Backbone(nn.Module):
         old = self.config
         new = replace(old, img_size=height if height == width else (height, width))
         if self.pos_embed is not None and new.grid_shape != old.grid_shape:
-            tokens = self.pos_embed[:, list(old.cls_positions)]
+            tokens = take_tokens(self.pos_embed, old.cls_positions)
             patches = remove_tokens(self.pos_embed, old.cls_positions)
             grid = rearrange(patches, "B (rows columns) D -> B D rows columns", rows=old.grid_shape[0])
             grid = F.interpolate(grid, size=new.grid_shape, mode="bicubic", align_corners=False)

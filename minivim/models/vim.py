@@ -25,6 +25,7 @@ from minivim.models.backbone import (
     State,
     insert_tokens,
     remove_tokens,
+    take_tokens,
 )
 from minivim.models.config import BackboneConfig
 from minivim.models.mamba import SelectiveSSM, run_ssm
@@ -99,7 +100,7 @@ def reorder(tokens: Float[Tensor, "B L D"], config: VimConfig, undo: bool = Fals
     else:  # twice a snake is the picture again
         is_odd = torch.arange(rows, device=grid.device)[:, None, None] % 2 == 1
         grid = torch.where(is_odd, grid.flip(2), grid)
-    classes = torch.cat([tokens[:, :0], *(tokens[:, k : k + 1] for k in positions)], dim=1)
+    classes = take_tokens(tokens, positions)
     return insert_tokens(rearrange(grid, "B i j D -> B (i j) D"), classes, positions)
 
 
