@@ -24,10 +24,13 @@ def unsupported(backend: str, what: str) -> NotImplementedError:
 
 def refuse_transforms(backend: str, tensors: Sequence[Tensor | None]) -> None:
     """Raise if torch.func (vmap, grad, jacrev, ...) has wrapped one of `tensors`, or forward mode gave it a tangent."""
+    transformed, forward_mode = functorch.peek_interpreter_stack() is not None, forward_ad._current_level >= 0
+    if not (transformed or forward_mode):
+        return
     given = [x for x in tensors if isinstance(x, Tensor)]
-    if functorch.peek_interpreter_stack() is not None and any(map(functorch.is_functorch_wrapped_tensor, given)):
+    if transformed and any(map(functorch.is_functorch_wrapped_tensor, given)):
         raise unsupported(backend, TRANSFORMS)
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in given):
+    if forward_mode and any(forward_ad.unpack_dual(x).tangent is not None for x in given):
         raise unsupported(backend, "forward-mode derivatives")
 
 

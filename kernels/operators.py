@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 MAX_STATES = 64
+PLAIN = {Tensor, Parameter, type(None)}  # what nobody records
 DEVICES = {"numba": "cpu", "triton": None}  # None: any, since Triton's interpreter runs on a CPU
 
 
@@ -25,11 +26,15 @@ def check_states(A: Tensor, backend: str) -> None:
         raise ValueError(f"A has {A.shape[1]} states; backend {backend!r} takes at most {MAX_STATES}: use 'chunked'")
 
 
-def in_memory(argument: object) -> object:
+def in_memory(arguments: Sequence) -> list:
     """Tensors as their memory holds them: a kernel reads addresses, which know of no pending minus sign."""
-    if isinstance(argument, Tensor):
-        return argument.resolve_neg() if argument.is_neg() else argument
-    return [in_memory(x) for x in argument] if isinstance(argument, list | tuple) else argument
+    found = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found.append(x.resolve_neg() if x.is_neg() else x)
+        else:
+            found.append(in_memory(x) if isinstance(x, list | tuple) else x)
+    return found
 
 
 def guard(arguments: Sequence):
@@ -45,7 +50,7 @@ def operator(name: str, backend: str) -> Callable:
     def register(function: Callable):
         @wraps(function)
         def plain(*arguments):
-            arguments = [in_memory(argument) for argument in arguments]
+            arguments = in_memory(arguments)
             with guard(arguments):
                 return function(*arguments)
 
@@ -86,7 +91,7 @@ def recorded(tensors: Sequence[Tensor | None]) -> bool:
     """Whether someone writes down which operators run: a tracer, a dispatch mode, a tensor of another class."""
     if torch.jit.is_tracing() or is_in_torch_dispatch_mode():
         return True
-    return any(type(x) not in (Tensor, Parameter) for x in tensors if x is not None)
+    return not PLAIN.issuperset(map(type, tensors))
 
 
 def entry(registered, tensors: Sequence[Tensor | None], gradient: bool = False) -> Callable:

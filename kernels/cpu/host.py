@@ -30,14 +30,6 @@ def groups_of(channels: int) -> int:
     return -(-channels // GROUP)
 
 
-def run(
-    module: ModuleType, name: str, dtype: torch.dtype, head: Header, records: Iterable[NamedTuple], work: int
-) -> None:
-    """Hand all tasks to the threads; work counts multiplications."""
-    arguments = array("q", pack(head, *records))
-    launch(address(module, name, dtype), arguments, 1 if work < SMALL else head.tasks)
-
-
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in `dtype` with neighbouring channels side by side in memory; a copy only where it must be."""
     if x.dtype != dtype:
@@ -55,6 +47,14 @@ def walk(x: Tensor | None, reverse: bool) -> bytes:
     return pack_walk(start, row, step)
 
 
-def pointer(x: Tensor | None) -> int:
+def address_of(x: Tensor | None) -> int:
     """The address of x, 0 for None."""
     return 0 if x is None else x.data_ptr()
+
+
+def run(
+    module: ModuleType, name: str, dtype: torch.dtype, head: Header, records: Iterable[NamedTuple], work: int
+) -> None:
+    """Hand all tasks to the threads; work counts multiplications."""
+    arguments = array("q", pack(head, *records))
+    launch(address(module, name, dtype), arguments, 1 if work < SMALL else head.tasks)

@@ -5,7 +5,6 @@ already use. Without one (macOS, Windows) Python threads do the same work; the c
 """
 
 import ctypes
-import os
 import re
 from array import array
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +12,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from minivim.kernels import forks
 
 Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-forked = False
-
-
-def in_child():
-    """A forked child has none of its parent's threads: waiting for them would hang it, so it works alone."""
-    global forked
-    forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=in_child)
 
 
 def loaded_libraries() -> list[str]:
@@ -65,7 +54,7 @@ def launch(address: int, arguments: array, threads: int) -> None:
     The function itself hands out the work: arguments[0] is the counter from which each thread takes its next task.
     """
     data, _ = arguments.buffer_info()
-    threads = 1 if forked else min(threads, torch.get_num_threads())
+    threads = 1 if forks.forked else min(threads, torch.get_num_threads())
     if threads == 1:
         Kernel(address)(data)
     elif (parallel := openmp()) is not None:

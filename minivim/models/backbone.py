@@ -39,6 +39,11 @@ def remove_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) 
     return sequence
 
 
+def take_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) -> Float[Tensor, "B n D"]:
+    """The tokens at `positions`, which `insert_tokens` puts in; by slices, as a list would make a GPU wait."""
+    return torch.cat([sequence[:, :0], *(sequence[:, k : k + 1] for k in positions)], dim=1)
+
+
 def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     """The blocks that `indices` name, ascending: a number n is the last n, None all; negative ones count backwards."""
     if indices is None:
@@ -50,11 +55,6 @@ def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     if not indices or not all(isinstance(i, int) and -depth <= i < depth for i in indices):
         raise ValueError(f"indices is {indices!r}; each must be a block's index from {-depth} to {depth - 1}")
     return sorted({i % depth for i in indices})
-
-
-def take_tokens(sequence: Float[Tensor, "B L D"], positions: tuple[int, ...]) -> Float[Tensor, "B n D"]:
-    """The tokens at `positions`, which `insert_tokens` puts in; by slices, as a list would make a GPU wait."""
-    return torch.cat([sequence[:, :0], *(sequence[:, k : k + 1] for k in positions)], dim=1)
 
 
 class PatchEmbed(nn.Module):
@@ -144,7 +144,7 @@ def make_head(embed_dim: int, num_classes: int) -> nn.Module:
 
 
 class Backbone(nn.Module):
-    """An image model in timm's conventions. A subclass adds its blocks and `forward_tokens`."""
+    """An image model in timm's conventions. A subclass adds blocks, `run_blocks`, and what reads a state."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()

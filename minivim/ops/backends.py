@@ -5,6 +5,7 @@ import os
 import torch
 
 from minivim.ops.implementations import INSTALLED, NEEDS, Backend, can_run, load, missing
+from minivim.ops.verdict import holds
 
 
 def choose_backend(backend: str | Backend, device: torch.device) -> Backend:
@@ -25,8 +26,6 @@ def choose_backend(backend: str | Backend, device: torch.device) -> Backend:
 
 def best(device: torch.device) -> str:
     """The first backend for this device that needs no compiler, or has proved itself here."""
-    from minivim.ops.verdict import holds  # reads the disk: only where there is a choice to be made
-
     compiling = torch.compiler.is_compiling()
     for name, (_, compiler, _) in NEEDS.items():
         if can_run(name, device.type) and (compiler is None or holds(name, device.type, device.index, compiling)):

@@ -36,6 +36,24 @@ NEEDS = {
 INSTALLED = {name: module is None or find_spec(module) is not None for name, (_, module, _) in NEEDS.items()}
 
 
+def missing(backend: str) -> str | None:
+    """Why `backend` cannot run on this machine and what to do, or None if it can."""
+    _, module, extra = NEEDS[backend]
+    if INSTALLED[backend]:
+        return None
+    return f"{module} is not installed; install it with: pip install 'minivim[{extra}]'"
+
+
+def can_run(backend: str, kind: str) -> bool:
+    """Whether `backend` is installed and runs on devices of this kind ("cpu", "cuda", ...)."""
+    return NEEDS[backend][0] in (None, kind) and INSTALLED[backend]
+
+
+def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """The names of the backends that can run on `device`, best first."""
+    return tuple(name for name in NEEDS if can_run(name, torch.device(device).type))
+
+
 LOADED: dict[str, Backend] = {}  # a plain dict, which torch.compile can look into
 
 
@@ -77,21 +95,3 @@ def build(name: str) -> Backend:
     scan = {"chunked": chunked_scan, "reference": scan_reference}[name]
     both = partial(one_after_the_other, scan), conv_reference, partial(one_and_the_other, conv_reference)
     return Backend(name, scan, *both, add_norm_reference)
-
-
-def missing(backend: str) -> str | None:
-    """Why `backend` cannot run on this machine and what to do, or None if it can."""
-    _, module, extra = NEEDS[backend]
-    if INSTALLED[backend]:
-        return None
-    return f"{module} is not installed; install it with: pip install 'minivim[{extra}]'"
-
-
-def can_run(backend: str, kind: str) -> bool:
-    """Whether `backend` is installed and runs on devices of this kind ("cpu", "cuda", ...)."""
-    return NEEDS[backend][0] in (None, kind) and INSTALLED[backend]
-
-
-def available_backends(device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """The names of the backends that can run on `device`, best first."""
-    return tuple(name for name in NEEDS if can_run(name, torch.device(device).type))

@@ -4,7 +4,6 @@ A verdict holds for this device, driver, these versions and kernels; what else m
 """
 
 import json
-import os
 import platform
 import sys
 import threading
@@ -16,10 +15,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from minivim.extras import version
 from minivim.files import write_atomically
-from minivim.kernels import store
+from minivim.kernels import forks, store
 
 FILE = "verdicts.json"
-BORN = os.getpid()
 known: dict[tuple[str, str], bool] = {}  # (backend, device) -> whether it has proved itself
 said: set[str] = set()  # what has been warned of
 lock = threading.RLock()
@@ -89,7 +87,7 @@ def check(name: str, device: torch.device) -> str | None:
 def must_wait() -> bool:
     """Whether this is no place to run anything: a trace, a transform, a forked worker."""
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or torch.jit.is_tracing() or is_in_torch_dispatch_mode() or os.getpid() != BORN
+    return transformed or torch.jit.is_tracing() or is_in_torch_dispatch_mode() or forks.forked
 
 
 def warn(sentence: str) -> None:

@@ -115,14 +115,46 @@ class Trainer:
         """The weights that count: the average if there is one."""
         return self.average.module if self.average else self.model
 
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Move the averaged weights towards the present ones; AveragedModel itself would wait for the device."""
-        # A short memory at first, so that the random initial weights are soon forgotten.
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
-        averages, weights = list(self.average.module.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        self.average.n_averaged += 1
+    def open(self) -> None:
+        """Start the run's folder, or go on from the state that is in it."""
+        state = self.run.load_state(self.team.device)
+        if state is not None:
+            self.restore(state)
+        if self.team.size > 1:
+            dist.barrier()  # nobody writes before everybody has looked
+        if self.leads:
+            self.run.open(self.history)
+
+    def restore(self, state: dict) -> None:
+        """Undo `save_state`. Raises ValueError for what is not its work."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+            for name in COUNTERS:
+                setattr(self, name, state[name])
+        except Exception as error:  # whatever a stranger's file makes torch raise
+            raise self.run.unusable(error) from error
+
+    def introduce(self) -> None:
+        """Say what is about to run, and on what."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
+        images = len(self.data.train_images)
+        compilation = ", compiled in the first step" if self.config.compile else ""
+        self.screen.say(
+            f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
+            f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
+        )
+        self.screen.say(
+            f"{self.data.name}: {images:,} training and {len(self.data.test_labels):,} test images of "
+            f"{self.data.img_size}x{self.data.img_size}, {len(self.data.classes)} classes; "
+            f"{self.config.epochs} epochs of {self.steps_per_epoch} steps of {self.config.batch_size}; "
+            f"out {self.run.folder}"
+        )
+        if self.step:
+            self.screen.say(f"resumed at step {self.step} of {self.steps}")
 
     def fit(self) -> None:
         """Train from the present step to the last; the state is saved between steps only."""
@@ -172,6 +204,19 @@ class Trainer:
             self.update_average()
         self.step += 1
 
+    def rate(self) -> float:
+        """The learning rate of the present step."""
+        return learning_rate(self.step, self.steps, self.config.lr, self.config.warmup, self.config.lr_end)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged weights towards the present ones; AveragedModel itself would wait for the device."""
+        # A short memory at first, so that the random initial weights are soon forgotten.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
+        averages, weights = list(self.average.module.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        self.average.n_averaged += 1
+
     def look(self) -> None:
         """Fetch the losses since the last look, the mean over all processes, and agree on the step of the next look.
 
@@ -197,10 +242,6 @@ class Trainer:
         self.next_look = self.step + max(1, round(wanted * len(found)))
         self.looked_at = time.monotonic()
 
-    def rate(self) -> float:
-        """The learning rate of the present step."""
-        return learning_rate(self.step, self.steps, self.config.lr, self.config.warmup, self.config.lr_end)
-
     def end_epoch(self, bar: Any) -> None:
         """Evaluate, write the epoch's record and, after the best one so far, the weights."""
         self.look()
@@ -225,16 +266,6 @@ class Trainer:
             rest = pace * (self.config.epochs - epoch)
             self.screen.say(f"budget: {pace:.1f} s for an epoch, about {rest:.0f} s for the rest")
 
-    def open(self) -> None:
-        """Start the run's folder, or go on from the state that is in it."""
-        state = self.run.load_state(self.team.device)
-        if state is not None:
-            self.restore(state)
-        if self.team.size > 1:
-            dist.barrier()  # nobody writes before everybody has looked
-        if self.leads:
-            self.run.open(self.history)
-
     def save_state(self) -> None:
         """Write all that the next step depends on, and the weights as they are now; nothing that is not finite."""
         self.look()
@@ -243,41 +274,10 @@ class Trainer:
         self.run.save_state(state | {"average": self.average.state_dict() if self.average else None})
         self.save_weights(LAST_FILE)
 
-    def restore(self, state: dict) -> None:
-        """Undo `save_state`. Raises ValueError for what is not its work."""
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average:
-                self.average.load_state_dict(state["average"])
-            for name in COUNTERS:
-                setattr(self, name, state[name])
-        except Exception as error:  # whatever a stranger's file makes torch raise
-            raise self.run.unusable(error) from error
-
     def save_weights(self, name: str) -> None:
         """Write the weights that count."""
         if self.leads:
             self.run.save_weights(name, self.final_model, self.step)
-
-    def introduce(self) -> None:
-        """Say what is about to run, and on what."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
-        images = len(self.data.train_images)
-        compilation = ", compiled in the first step" if self.config.compile else ""
-        self.screen.say(
-            f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
-            f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
-        )
-        self.screen.say(
-            f"{self.data.name}: {images:,} training and {len(self.data.test_labels):,} test images of "
-            f"{self.data.img_size}x{self.data.img_size}, {len(self.data.classes)} classes; "
-            f"{self.config.epochs} epochs of {self.steps_per_epoch} steps of {self.config.batch_size}; "
-            f"out {self.run.folder}"
-        )
-        if self.step:
-            self.screen.say(f"resumed at step {self.step} of {self.steps}")
 
 
 def train(config: TrainConfig) -> TrainResult:

@@ -9,7 +9,8 @@ import torch
 from minivim.course.exercises import check
 from minivim.course.exercises.checking import EXERCISES, compare, exercise
 from minivim.course.exercises.finding import exercises_of
-from minivim.course.exercises.judging import MOST_PRINTED, Abandoned, judge
+from minivim.course.exercises.guarding import MOST_PRINTED, Abandoned
+from minivim.course.exercises.judging import judge
 
 A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 H = torch.tensor([1.0, -1.0])

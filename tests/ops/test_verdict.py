@@ -1,7 +1,6 @@
 """A compiled backend proves itself before "auto" takes it; what cannot, is not taken, and says so once."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from minivim.kernels import store
+from minivim.kernels import forks, store
 from torch.func import vmap
 
 from minivim.ops import available_backends, choose_backend, implementations, proof, selective_scan, verdict
@@ -156,7 +155,7 @@ def test_nothing_is_examined_inside_a_transform_or_a_fork(fresh, monkeypatch, un
     with pytest.warns(RuntimeWarning, match="call it once outside"):
         torch.jit.trace(ask, torch.ones(2), check_trace=False)  # whose check calls it untraced
     verdict.said.clear()
-    monkeypatch.setattr(verdict, "BORN", os.getpid() - 1)
+    monkeypatch.setattr(forks, "forked", True)
     with pytest.warns(RuntimeWarning, match="forked worker"):
         ask(None)
     assert verdict.known == {}, "what had to wait is no verdict"

@@ -51,7 +51,7 @@ def convolve(part, task, tile, ahead, weights, x, s, dtype):
 
 
 @compiled
-def pack(part, task, E, weights, dtype):
+def transpose_weights(part, task, E, weights, dtype):
     """The weights of a task's channels, transposed to (K, width); zero beyond the last channel."""
     memory = pointer(part.weight, dtype)
     for k in range(part.K):
@@ -68,7 +68,7 @@ def forward(arguments, dtype):
     weights = stack(part.K * widest(header), dtype)
     task = next_task(arguments, header)
     while task.number < header.tasks:
-        pack(part, task, header.E, weights, dtype)
+        transpose_weights(part, task, header.E, weights, dtype)
         for b in range(task.first, task.last):
             for first in range(0, header.L, TILE):
                 for e in range(task.start, task.stop, LANES):
@@ -113,7 +113,7 @@ def backward(arguments, dtype):
     task = next_task(arguments, header)
     while task.number < header.tasks:
         width = task.width
-        pack(part, task, header.E, weights, dtype)
+        transpose_weights(part, task, header.E, weights, dtype)
         for i in range((K + 1) * width):
             sums[i] = 0.0
         for b in range(task.first, task.last):
@@ -141,6 +141,7 @@ def backward(arguments, dtype):
         task = next_task(arguments, header)
 
 
+# `compile.address` finds these by name.
 def forward_float32(arguments):
     forward(arguments, float32)
 

@@ -3,18 +3,18 @@
 import torch
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
-from minivim.kernels.cpu.host import pointer
+from minivim.kernels.cpu.host import address_of
 from minivim.kernels.cpu.norm import loops
 from minivim.kernels.cpu.records import Header, Norm, NormGradient
 from torch import Tensor
 
 
-def header(x: Tensor) -> Header:
+def slabs_of(x: Tensor) -> Header:
     """Slabs of the rows, which are never cut."""
     return host.header(x.numel() // x.shape[-1], 1, x.shape[-1], groups=1)
 
 
-def rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def contiguous(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(dtype).contiguous()
 
 
@@ -22,18 +22,18 @@ def rows(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def add_norm(update: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """RMSNorm of update + residual in the weight's dtype, that sum, and the factor by which each row was scaled."""
     dtype = torch.promote_types(update.dtype, torch.float32)
-    update, residual, w = (rows(x, dtype) for x in (update, residual, weight))
+    update, residual, w = (contiguous(x, dtype) for x in (update, residual, weight))
     total, y, scales = torch.empty_like(update), torch.empty_like(update), update.new_empty(update.shape[:-1])
     record = Norm(
         update=update.data_ptr(),
-        residual=pointer(residual),
+        residual=address_of(residual),
         weight=w.data_ptr(),
         total=total.data_ptr(),
         y=y.data_ptr(),
         scales=scales.data_ptr(),
         eps=eps,
     )
-    host.run(loops, "forward", dtype, header(update), [record], update.numel())
+    host.run(loops, "forward", dtype, slabs_of(update), [record], update.numel())
     return y.to(weight.dtype), total, scales
 
 
@@ -50,15 +50,15 @@ def add_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the sum, which update and residual share, and of the weight."""
     dtype = total.dtype
-    w, dy, dtotal = (rows(x, dtype) for x in (weight, dy, dtotal))
-    head = header(total)
+    w, dy, dtotal = (contiguous(x, dtype) for x in (weight, dy, dtotal))
+    head = slabs_of(total)
     dr, sums = torch.empty_like(total), total.new_empty(head.slabs, head.E)
     record = NormGradient(
         total=total.data_ptr(),
         weight=w.data_ptr(),
         scales=scales.data_ptr(),
         dy=dy.data_ptr(),
-        dtotal=pointer(dtotal),
+        dtotal=address_of(dtotal),
         dr=dr.data_ptr(),
         sums=sums.data_ptr(),
     )

@@ -85,6 +85,7 @@ def backward(arguments, dtype):
         task = next_task(arguments, header)
 
 
+# `compile.address` finds these by name.
 def forward_float32(arguments):
     forward(arguments, float32)
 

@@ -33,7 +33,7 @@ from minivim.kernels.cpu.lanes import (
     zero,
 )
 from minivim.kernels.cpu.records import Header, Scan, ScanGradient, ScanSums
-from minivim.kernels.cpu.scan.forward import CHUNK, clear, load_inputs, pack
+from minivim.kernels.cpu.scan.forward import CHUNK, clear, load_inputs, transpose_A
 from minivim.kernels.cpu.tasks import Tile, load_tile, next_task, place_of, store_tile, widest
 from numba import float32, float64
 
@@ -213,7 +213,7 @@ def backward(arguments, dtype):
         for _ in range(header.directions):
             part, place = unpack(place, Scan)
             gradient, place = unpack(place, ScanGradient)
-            pack(part, task, E, memory.A, dtype)
+            transpose_A(part, task, E, memory.A, dtype)
             clear(gradient.totals, task.slab * (N + 2) * E, N + 2, task, E, dtype)
             for b in range(task.first, task.last):
                 if part.fresh:
@@ -264,6 +264,7 @@ def reduce(arguments, dtype):
         task = take_ticket(arguments)
 
 
+# `compile.address` finds these by name.
 def backward_float32(arguments):
     backward(arguments, float32)
 

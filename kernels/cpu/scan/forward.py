@@ -35,7 +35,7 @@ CHUNK = 16  # steps between two saved states: at N = 16 they cost as much memory
 
 
 @compiled
-def pack(part, task, E, packed, dtype):
+def transpose_A(part, task, E, packed, dtype):
     """A log2(e), transposed to (N, width), for the channels of a task; zero beyond the last channel and state."""
     A = pointer(part.A.start, dtype)
     for n in range(part.N):
@@ -68,7 +68,7 @@ def load_inputs(part, tile, ahead, dt, u, dtype):
 
 @compiled
 def forward_tile(part, task, tile, E, A, dt, u, y, dtype):
-    """One tile; A (N, width) as `pack` left it."""
+    """One tile; A (N, width) as `transpose_A` left it."""
     B_p, C_p, state_p = pointer(part.B.start, dtype), pointer(part.C.start, dtype), pointer(part.state.start, dtype)
     B_t, C_t, count, width = part.B.step, part.C.step, tile.count, task.width
     load_inputs(part, tile, CHUNK, dt, u, dtype)
@@ -129,7 +129,7 @@ def forward(arguments, dtype):
         place = records
         for _ in range(header.directions):
             part, place = unpack(place, Scan)
-            pack(part, task, E, A, dtype)
+            transpose_A(part, task, E, A, dtype)
             for b in range(task.first, task.last):
                 if part.fresh:
                     clear(part.state.start, b * part.state.row, N, task, E, dtype)
@@ -140,6 +140,7 @@ def forward(arguments, dtype):
         task = next_task(arguments, header)
 
 
+# `compile.address` finds these by name.
 def forward_float32(arguments):
     forward(arguments, float32)
 

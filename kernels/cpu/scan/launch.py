@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from minivim.kernels import operators
 from minivim.kernels.cpu import host
-from minivim.kernels.cpu.host import groups_of, header, pointer, rows, walk
+from minivim.kernels.cpu.host import address_of, groups_of, header, rows, walk
 from minivim.kernels.cpu.records import Scan, ScanGradient, ScanSums, pack_walk
 from minivim.kernels.cpu.scan import backward as backward_loops
 from minivim.kernels.cpu.scan import forward as forward_loops
@@ -32,14 +32,14 @@ class Direction(NamedTuple):
     reverse: bool
 
 
-def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """States are taken four at a time; the missing ones are zero."""
-    return rows(F.pad(x, (0, padded(x) - x.shape[-1])) if x.shape[-1] % 4 else x, dtype)
-
-
 def padded(A: Tensor) -> int:
     """The number of states, rounded up to a multiple of 4."""
     return A.shape[-1] + -A.shape[-1] % 4
+
+
+def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """States are taken four at a time; the missing ones are zero."""
+    return rows(F.pad(x, (0, padded(x) - x.shape[-1])) if x.shape[-1] % 4 else x, dtype)
 
 
 def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction:
@@ -61,14 +61,18 @@ def record(part: Direction, z, out, state, index: int, share: int, fresh: bool) 
         B=walk(part.B, back),
         C=walk(part.C, back),
         A=pack_walk(part.A.data_ptr(), *part.A.stride()),
-        D=pointer(part.D),
-        bias=pointer(part.bias),
+        D=address_of(part.D),
+        bias=address_of(part.bias),
         state=pack_walk(state.data_ptr(), state.stride(0), between),
         softplus=part.softplus,
         accumulate=index > 0,
         share=share,
         fresh=fresh,
     )
+
+
+def slots(L: int, save: bool) -> int:
+    return -(-L // CHUNK) + 1 if save else 1
 
 
 def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> tuple[Tensor, Tensor]:
@@ -140,10 +144,6 @@ def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple
     return [each[:8] for each in gradients], dz
 
 
-def slots(L: int, save: bool) -> int:
-    return -(-L // CHUNK) + 1 if save else 1
-
-
 @operators.operator("scan_cpu", "numba")
 def scan(
     u: Tensor,
@@ -169,8 +169,13 @@ def scan(
 @scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse, save):
     (batch, L, E), N, dtype = u.shape, A.shape[1], compute_dtype(u)
-    states = u.new_empty(1, batch, slots(L, save), N + -N % 4, E, dtype=dtype)
+    states = u.new_empty(1, batch, slots(L, save), padded(A), E, dtype=dtype)
     return u.new_empty(u.shape), u.new_empty(batch, E, N, dtype=dtype), states
+
+
+def in_dtypes(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The gradients of u, delta, A, B and C in the inputs' dtypes, the others as they are."""
+    return [*(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=False)), *gradients[len(inputs) :]]
 
 
 @operators.operator("scan_cpu_backward", "numba")
@@ -193,11 +198,6 @@ def scan_backward(
     part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, states.dtype)
     [gradients], dz = backward([part], z, states, dout, dlast)
     return in_dtypes(gradients, (u, delta, A, B, C)) + ([] if z is None else [dz.to(z.dtype)])
-
-
-def in_dtypes(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The gradients of u, delta, A, B and C in the inputs' dtypes, the others as they are."""
-    return [*(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=False)), *gradients[len(inputs) :]]
 
 
 def fake_gradients(u, delta, A, B, C, dtype) -> list[Tensor]:

@@ -5,7 +5,7 @@ out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
 
 import torch
 from minivim.kernels import operators
-from minivim.kernels.cpu.scan.launch import backward, direction, fake_gradients, forward, in_dtypes, slots
+from minivim.kernels.cpu.scan.launch import backward, direction, fake_gradients, forward, in_dtypes, padded, slots
 from minivim.kernels.operators import compute_dtype
 from torch import Tensor
 
@@ -43,8 +43,8 @@ def scan_pair(
 
 @scan_pair.register_fake
 def _(u_f, delta_f, A_f, B_f, C_f, D_f, bias_f, u_b, delta_b, A_b, B_b, C_b, D_b, bias_b, z, softplus, save):
-    (batch, L, E), N = u_f.shape, A_f.shape[1]
-    states = u_f.new_empty(2, batch, slots(L, save), N + -N % 4, E, dtype=compute_dtype(u_f))
+    batch, L, E = u_f.shape
+    states = u_f.new_empty(2, batch, slots(L, save), padded(A_f), E, dtype=compute_dtype(u_f))
     return u_f.new_empty(u_f.shape), states
 
 

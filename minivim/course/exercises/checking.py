@@ -209,7 +209,7 @@ def as_tensor(value: object) -> Shaped[Tensor, "..."]:
     """A tensor as it is; a number with all its digits, whatever the default type of tensors is."""
     if isinstance(value, Tensor):
         return value
-    return torch.tensor(value, dtype=next(dtype for kind, dtype in WIDEST.items() if isinstance(value, kind)))
+    return torch.tensor(value, dtype=next(dtype for number, dtype in WIDEST.items() if isinstance(value, number)))
 
 
 def difference_of_values(

@@ -18,7 +18,8 @@ import minivim
 from minivim import course, figures, ops
 from minivim.course import exercises
 from minivim.course.exercises.checking import Todo, Wrong
-from minivim.course.exercises.judging import MOST_SAID, Guarded, named, shorten
+from minivim.course.exercises.guarding import Guarded, named, shorten
+from minivim.course.exercises.judging import MOST_SAID
 from minivim.course.grade.wire import Wire, decode, encode
 from minivim.data import augment
 from minivim.s4 import generating

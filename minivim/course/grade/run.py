@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from minivim.course.exercises.checking import Todo, Wrong
-from minivim.course.exercises.judging import MOST_SAID, Abandoned, Verdict, judge
+from minivim.course.exercises.guarding import Abandoned
+from minivim.course.exercises.judging import MOST_SAID, Verdict, judge
 from minivim.course.grade.wire import DTYPES, Wire, decode, encode
 
 START_SECONDS = 60  # for the process to load PyTorch and call back

@@ -157,6 +157,35 @@ def test_a_forked_loader_worker_neither_hangs_nor_dies():
     assert result.stdout.strip() == "done"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_worker_forked_before_the_first_scan_examines_nothing_and_works_alone(tmp_path):
+    """Nothing of the kernels is loaded when the worker is forked; it must know all the same that it is one."""
+    result = python(
+        """
+        import os, sys, warnings
+        import minivim
+        import torch
+        from minivim.ops import choose_backend, verdict
+
+        assert "minivim.kernels.cpu.threads" not in sys.modules
+        verdict.check = lambda *_: sys.exit("it was examined in a forked worker")
+        if os.fork():
+            _, status = os.wait()
+            sys.exit(os.waitstatus_to_exitcode(status))
+        warnings.simplefilter("ignore")
+        assert choose_backend("auto", torch.device("cpu")).name == "chunked"
+        from minivim.kernels.cpu import threads
+
+        threads.openmp = threads.python_threads = lambda: sys.exit("it waits for threads that it has not")
+        u, A = torch.ones(2, 70, 96), -torch.ones(96, 4)
+        minivim.selective_scan(u, u, A, u[..., :4], u[..., :4], backend="numba")
+        print("done", flush=True)
+        """,
+        NUMBA_CACHE_DIR=str(tmp_path),
+    )
+    assert result.stdout.strip() == "done"
+
+
 @pytest.mark.parametrize("lanes", [8, 16])
 def test_either_width_of_vector_is_right(lanes, tmp_path):
     """Machines with and without 512-bit vectors run other code: both are tried here, whatever this machine has."""
