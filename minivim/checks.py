@@ -5,6 +5,8 @@ And how a sentence shows what came from a stranger's file: in a few words, none 
 
 import math
 import reprlib
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 SHORT = reprlib.Repr()
@@ -26,6 +28,14 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     names = [str(name) for name in names]
     cut = [printable(name if len(name) <= 80 else f"{name[:50]}...{name[-27:]}") for name in names[:most]]
     return ", ".join(cut) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def notify(sentence: str) -> None:
+    """Warn of a choice made for the user, at the line outside the package that led to it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "minivim":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, stacklevel=level)
 
 
 def check_whole(name: str, value: object, minimum: int = 1) -> None:

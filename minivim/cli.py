@@ -98,9 +98,9 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     found = evaluate(flags.pop("checkpoint"), flags.pop("data"), **flags)
     print(f"{found['images']:,} images, accuracy {found['accuracy']:.2%}, cross-entropy {found['loss']:.4f}")
-    per_class = {printable(name): accuracy for name, accuracy in found["per_class"].items()}
-    width = max(map(len, per_class))
-    for name, accuracy in per_class.items():
+    per_class = [(printable(name), accuracy) for name, accuracy in found["per_class"].items()]
+    width = max(len(name) for name, _ in per_class)
+    for name, accuracy in per_class:
         print(f"  {name:<{width}}  {accuracy:7.2%}")
 
 

@@ -54,6 +54,8 @@ def open_checkpoint(
     if extra is not None and ("classes" not in extra or model.preparation is None):
         raise ValueError(f"checkpoint is {str(checkpoint)!r}; it must be written by minivim train (it has no classes)")
     classes = None if extra is None else check_classes(extra["classes"], model.num_classes)
+    if model.num_classes == 0 or model.config.pooling == "":
+        raise ValueError(f"checkpoint is {str(checkpoint)!r}, which has no classes for an image; it must be a classifier")
     if model.preparation is None:
         raise ValueError(f"checkpoint is {str(checkpoint)!r} for {model.config.in_chans} channels; they must be three")
     place = choose_device(device)

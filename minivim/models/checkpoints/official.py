@@ -188,20 +188,20 @@ def complete_config(
     found: dict, options: dict, name: str | None, fields: Mapping, state: Mapping[str, Tensor], source: str
 ) -> VimConfig:
     """The configuration: `found` in the shapes, then what `options` say, then the user's `fields`."""
+    options.setdefault("if_cls_token", found["cls_token"] != "none")
+    refuse_foreign(options)
     said = fields_of(options)
     headless = {"num_classes"} if "head.weight" not in state else set()
     check_agreement(found, {key: said[key] for key in said.keys() - fields.keys() - headless}, options, source)
-    options["if_cls_token"] = found["cls_token"] != "none"
-    refuse_foreign(options)
     wanted = {"middle": ["use_middle_cls_token"], "none": ["final_pool_type"], "double": []}[found["cls_token"]]
     wanted = ["if_divide_out"] * (found["directions"] == 2) + ([] if "cls_token" in fields else wanted)
     check_complete(name, options, wanted)
-    values = found | fields_of(options) | {"num_classes": found["num_classes"]} | fields
+    values = found | said | {"num_classes": found["num_classes"]} | fields
     given = {key: values[key] for key in ("img_size", "stride") if key in values}
     if "stride" not in fields and given.get("stride") == found["patch_size"]:
         given["stride"] = None
     geometry = _geometry(values["cls_token"], found["patch_size"], given, state, source)
-    config = VimConfig(**{**values, **given, **geometry})
+    config = VimConfig(**{**values, **geometry, **given})
     tokens = _tokens(state)
     if config.pos_embed and config.num_tokens != tokens and fields.keys().isdisjoint({"img_size", "stride"}):
         raise ValueError(

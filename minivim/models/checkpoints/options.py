@@ -6,11 +6,10 @@ A training script stores its command line as `args`: the name of a registered mo
 """
 
 import re
-import warnings
 from argparse import Namespace
 from collections.abc import Collection, Mapping
 
-from minivim.checks import check_choice, check_whole, is_number, shown
+from minivim.checks import check_choice, check_whole, is_number, notify, shown
 from minivim.data.preparation import Preparation
 
 # Official option: our field, for those that differ in name alone, or not at all.
@@ -107,8 +106,7 @@ def name_options(name: object) -> tuple[dict, str | None]:
         stated |= options if count else {}
     if match and not rest.strip("_"):
         return stated, name
-    message = f"args.model is {shown(name)}, which is no official name; what it leaves open is taken to be as in those"
-    warnings.warn(message, stacklevel=5)
+    notify(f"args.model is {shown(name)}, which is no official name; what it leaves open is taken to be as in those")
     return stated, None
 
 

@@ -1,14 +1,13 @@
 """A state dict: found in whatever wraps it, checked, compared with a model, filled in."""
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
-from minivim.checks import listed, shown
+from minivim.checks import listed, notify, printable, shown
 from minivim.models.backbone import Backbone
 from minivim.models.config import BackboneConfig
 
@@ -39,7 +38,8 @@ def find_weights(content: object, source: str, key: str | None = None) -> dict[s
         raise ValueError(f"weights is {shown(key)}; it must be one of those in {source}: {names}")
     taken = min(found, key=lambda name: AVERAGES.search(name) is not None) if key is None else key
     if len(found) > 1 and key is None:
-        warnings.warn(f"{source} holds several models: {names}; {listed([taken])} is taken", stacklevel=4)
+        taken_name = listed([taken or "the top level"])
+        notify(f"{printable(source)} holds several models: {names}; {taken_name} is taken")
     return found[taken]
 
 
@@ -65,7 +65,7 @@ def _models(mapping: Mapping) -> dict[str, dict[str, Tensor]]:
         elif name != "n_averaged":  # AveragedModel's counter
             left.append(name)
     if models and left:
-        warnings.warn(f"{len(left)} tensors beside the model are left out: {listed(left)}", stacklevel=5)
+        notify(f"{len(left)} tensors beside the model are left out: {listed(left)}")
     return {prefix: models[prefix] for prefix in prefixes}
 
 
