@@ -52,7 +52,7 @@ def sides(size: int | tuple[int, int]) -> tuple[int, int]:
 def placement(
     shape: tuple[int, int], size: int | tuple[int, int], crop: float = 1.0
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The evaluation transform in numbers: what a picture of `shape` is resized to, and where the crop of `size` begins.
+    """The evaluation transform in numbers: what a picture of `shape` is resized to, where the crop of `size` begins.
 
     All are (height, width) in pixels. The picture, its aspect kept, just covers size / crop; the centre is cut out.
     Rounded as torchvision's Resize and CenterCrop do.
@@ -87,9 +87,7 @@ def fit_tensor(
     """`fit` for images that are a tensor already."""
     (height, width), (top, left) = placement((images.shape[2], images.shape[3]), size, crop)
     if images.shape[2:] != (height, width):
-        resized = torch.nn.functional.interpolate(
-            images.float(), size=(height, width), mode="bicubic", antialias=True
-        )
+        resized = torch.nn.functional.interpolate(images.float(), size=(height, width), mode="bicubic", antialias=True)
         images = resized.round().clamp(0, 255).to(torch.uint8)
     rows, columns = sides(size)
     return images[:, :, top : top + rows, left : left + columns]
@@ -147,9 +145,7 @@ class LazyImages(Dataset):
         return to_tensor(random_resized_crop(image, self.img_size, self.crop_scale, generator))
 
 
-def decode_all(
-    items: Sequence, img_size: int | tuple[int, int] | None, crop: float = 1.0
-) -> UInt8[Tensor, "M 3 H W"]:
+def decode_all(items: Sequence, img_size: int | tuple[int, int] | None, crop: float = 1.0) -> UInt8[Tensor, "M 3 H W"]:
     """Decode every item into one tensor; img_size None keeps the images' own size, which must then be one for all."""
     first = read_image(items[0]).size
     size = img_size or min(first)

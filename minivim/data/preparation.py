@@ -1,5 +1,6 @@
 """How a picture is prepared for a model: the one place where evaluation, checkpoints and timm read it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minivim.checks import is_number, shown
@@ -16,8 +17,8 @@ class Preparation:
     crop_pct     the model's image size as a share of the size that the picture is resized to, 0.1 to 1; timm's name
     """
 
-    mean: tuple = IMAGENET_MEAN
-    std: tuple = IMAGENET_STD
+    mean: Sequence = IMAGENET_MEAN
+    std: Sequence = IMAGENET_STD
     crop_pct: float = 1.0
 
     def __post_init__(self) -> None:

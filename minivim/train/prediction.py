@@ -55,7 +55,9 @@ def open_checkpoint(
         raise ValueError(f"checkpoint is {str(checkpoint)!r}; it must be written by minivim train (it has no classes)")
     classes = None if extra is None else check_classes(extra["classes"], model.num_classes)
     if model.num_classes == 0 or model.config.pooling == "":
-        raise ValueError(f"checkpoint is {str(checkpoint)!r}, which has no classes for an image; it must be a classifier")
+        raise ValueError(
+            f"checkpoint is {str(checkpoint)!r}, which has no classes for an image; it must be a classifier"
+        )
     if model.preparation is None:
         raise ValueError(f"checkpoint is {str(checkpoint)!r} for {model.config.in_chans} channels; they must be three")
     place = choose_device(device)
@@ -86,9 +88,13 @@ def evaluate(
     if not isinstance(data, ImageData):
         data = load_data(data, img_size=model.config.image_shape, crop=preparation.crop_pct)
     if classes is None and len(data.classes) != model.num_classes:
-        raise ValueError(f"data has {len(data.classes)} classes; it must have as many as the model: {model.num_classes}")
+        raise ValueError(
+            f"data has {len(data.classes)} classes; it must have as many as the model: {model.num_classes}"
+        )
     if classes is not None and list(data.classes) != classes:
-        raise ValueError(f"data has the classes {shown(list(data.classes))}; they must be the model's: {shown(classes)}")
+        raise ValueError(
+            f"data has the classes {shown(list(data.classes))}; they must be the model's: {shown(classes)}"
+        )
     logits = logits_of(model, data.test_images, preparation.mean, preparation.std, workers=workers)
     right = (logits.argmax(1) == data.test_labels).float()
     per_class = {

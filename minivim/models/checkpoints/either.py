@@ -66,6 +66,6 @@ def check_meaning(config: BackboneConfig, said: Mapping, source: str) -> None:
     for name in ours.keys() & said.keys():
         if ours[name] != said[name]:
             raise ValueError(
-                f"{source} has weights for {name} {shown(said[name])}, but the model's is {shown(ours[name])}; they must "
-                f"be the same: create_model(name, {name}={shown(said[name])}, checkpoint=...)"
+                f"{source} has weights for {name} {shown(said[name])}, but the model's is {shown(ours[name])}; they "
+                f"must be the same: create_model(name, {name}={shown(said[name])}, checkpoint=...)"
             )

@@ -215,7 +215,9 @@ def check_agreement(found: Mapping, said: Mapping, options: Mapping, source: str
     """Raise a ValueError where args or options say of the shapes what they are not."""
     kind = {"head": "middle"}.get(said.get("cls_token"), said.get("cls_token"))
     said = {**said, "cls_token": kind} if kind else said
-    other = [f"{key} {shown(said[key])}, its shapes {found[key]}" for key in found if key in said and said[key] != found[key]]
+    other = [
+        f"{key} {shown(said[key])}, its shapes {found[key]}" for key in found if key in said and said[key] != found[key]
+    ]
     if options.get("if_cls_token") and found["cls_token"] == "none":
         other.append("if_cls_token True, but there is none")
     if other:

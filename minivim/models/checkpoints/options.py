@@ -1,5 +1,6 @@
-"""The options of the official code (hustvl/Vim dd0358a, vim/models_mamba.py, class VisionMamba): where a file says them,
-what each means for ours, and which of them we do not have.
+"""The options of the official code (hustvl/Vim dd0358a, vim/models_mamba.py, class VisionMamba).
+
+Where a file says them, what each means for ours, and which of them we do not have.
 
 A training script stores its command line as `args`: the name of a registered model, in which most options are spelled
 (vim_tiny_patch16_stride8_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2), and input_size.
@@ -117,7 +118,7 @@ def check_option(name: str, option: str, value: object) -> None:
     elif option in SWITCHES and not isinstance(value, bool):
         raise ValueError(f"{name} is {shown(value)}; it must be True or False")
     elif option in CHOICES:
-        check_choice(name, value if isinstance(value, str) else [value], CHOICES[option])
+        check_choice(name, value, CHOICES[option])
     elif option in NUMBERS and not is_number(value):
         raise ValueError(f"{name} is {shown(value)}; it must be a number")
 

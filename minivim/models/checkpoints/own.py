@@ -56,7 +56,9 @@ def own_state(model: Backbone) -> dict[str, Tensor]:
     """
     name = type(model).__name__
     if CLASSES.get(name, (None,))[0] is not type(model):
-        raise TypeError(f"model is a {name}; it must be exactly a {' or '.join(CLASSES)}, to be built again from a file")
+        raise TypeError(
+            f"model is a {name}; it must be exactly a {' or '.join(CLASSES)}, to be built again from a file"
+        )
     state = {WRAPPERS.sub("", name): tensor for name, tensor in model.state_dict().items()}
     expected = shapes_of(empty_model(type(model), model.config, None, "the configuration").state_dict())
     compare(expected, state, "model", ["a layer was replaced or taken away; merge adapters before saving"])
@@ -96,9 +98,7 @@ def load_with_extra(path: str | Path) -> tuple[Backbone, dict]:
     """The model of a file written by `save`, and the `extra` beside it."""
     tensors, header = read_file(path)
     if header is None:
-        raise ValueError(
-            f"path is {str(path)!r}; it must be a file written by minivim (official ones: load_official)"
-        )
+        raise ValueError(f"path is {str(path)!r}; it must be a file written by minivim (official ones: load_official)")
     return from_header(tensors, header, path)
 
 
@@ -186,6 +186,4 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict | None]:
                 raise ValueError(f"its header is {shown(header)}")
             return {name: file.get_tensor(name) for name in file.keys()}, header
     except Exception as error:  # of several kinds, none of which says which file
-        raise ValueError(
-            f"path is {str(path)!r}; it must be a safetensors file ({listed([error])})"
-        ) from error
+        raise ValueError(f"path is {str(path)!r}; it must be a safetensors file ({listed([error])})") from error

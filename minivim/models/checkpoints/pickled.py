@@ -45,14 +45,13 @@ for room in ("pathlib", "pathlib._local"):
 
 
 def read_pickled(path: Path) -> object:
-    """What torch.save has written, on the CPU. Raises ValueError for anything but tensors, plain values and HARMLESS."""
+    """What torch.save has written, on the CPU. Raises ValueError for all but tensors, plain values and HARMLESS."""
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types, none of which says which file
         raise ValueError(
-            f"path is {str(path)!r}; it must be a checkpoint that torch.load(weights_only=True) reads "
-            f"({reason(error)})"
+            f"path is {str(path)!r}; it must be a checkpoint that torch.load(weights_only=True) reads ({reason(error)})"
         ) from None  # torch's own message advises to run the code
 
 

@@ -99,7 +99,7 @@ def check_tensors(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_size(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise a ValueError if the tensors claim more memory than the file holds: a few bytes can pose as a huge tensor."""
+    """Raise a ValueError if the tensors claim more memory than the file holds; a few bytes can pose as a huge one."""
     dense = [tensor for tensor in state.values() if tensor.layout is torch.strided and not tensor.is_meta]
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in dense}
     if sum(tensor.numel() * tensor.element_size() for tensor in dense) > sum(held.values()):
@@ -110,7 +110,9 @@ def count_blocks(state: Mapping[str, Tensor], source: str) -> int:
     """How many blocks the names count, from 0 without a gap."""
     found = {int(match[1]) for match in map(BLOCK.match, state) if match}
     if found != set(range(len(found))):
-        raise ValueError(f"{source} has the blocks {listed(sorted(found), 8)}; they must be numbered from 0 without gap")
+        raise ValueError(
+            f"{source} has the blocks {listed(sorted(found), 8)}; they must be numbered from 0 without gap"
+        )
     return len(found)
 
 
@@ -167,5 +169,7 @@ def advice(names: Sequence[str]) -> list[str]:
     if "pos_embed" in names:
         remarks.append("the image size is changed with model.resize_to(height, width), after loading at the file's own")
     if any(name.startswith("head.") for name in names):
-        remarks.append("the number of classes is changed with model.reset_classifier(num_classes), after loading the file's own")
+        remarks.append(
+            "the number of classes is changed with model.reset_classifier(num_classes), after loading the file's own"
+        )
     return remarks

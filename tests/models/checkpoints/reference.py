@@ -1,4 +1,4 @@
-"""A slow Vim in the official code's terms: its options, its names, plain loops, nothing of ours. Used by several tests."""
+"""A slow Vim in the official code's terms: its options, its names, plain loops, nothing of ours; for several tests."""
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,9 @@ def official_forward(state: dict, image: torch.Tensor, **options) -> torch.Tenso
     M, places = x.shape[1], []
     if o["if_cls_token"] and o["use_double_cls_token"]:
         places = [0, M + 1]
-        x = torch.cat((w["cls_token_head"].expand(len(x), -1, -1), x, w["cls_token_tail"].expand(len(x), -1, -1)), dim=1)
+        x = torch.cat(
+            (w["cls_token_head"].expand(len(x), -1, -1), x, w["cls_token_tail"].expand(len(x), -1, -1)), dim=1
+        )
     elif o["if_cls_token"]:
         places = [M // 2 if o["use_middle_cls_token"] else 0]
         x = torch.cat((x[:, : places[0]], w["cls_token"].expand(len(x), -1, -1), x[:, places[0] :]), dim=1)

@@ -30,8 +30,6 @@ def assert_same_weights(a: dict, b: dict) -> None:
         assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
 
 
-
-
 @pytest.mark.parametrize(
     "model",
     [
@@ -189,9 +187,7 @@ def test_how_images_are_prepared_is_kept(tmp_path):
         "std": (1.0, 2.0, 3.0),
         "crop_pct": 0.9,
     }
-    fresh = create_model(
-        "vim_nano_patch2_8", checkpoint=tmp_path / "a.safetensors", **{k: v for k, v in SMALL.items()}
-    )
+    fresh = create_model("vim_nano_patch2_8", checkpoint=tmp_path / "a.safetensors", **SMALL)
     assert fresh.preparation == model.preparation
 
 
@@ -235,7 +231,9 @@ def test_heads_and_pools_that_shapes_do_not_tell(tmp_path):
 
 def test_own_names_in_a_file_of_torch(tmp_path):
     model = small()
-    torch.save({"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "a.pt")
+    torch.save(
+        {"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "a.pt"
+    )
     assert_same_weights(checkpoints.load_weights(small(), tmp_path / "a.pt").state_dict(), model.state_dict())
 
 
