@@ -14,10 +14,9 @@ from tests.models.checkpoints.reference import official_state
 
 
 def test_a_command_line_of_a_training_script_is_read(tmp_path):
-    args = Namespace(
-        data_path=Path("/data/imagenet"), lr=np.float64(0.5), epochs=np.int32(3), flag=np.bool_(True),
-        name=np.str_("vim"),        dtype=torch.bfloat16, device=torch.device("cuda:1"), betas=(0.9, None), seeds={1, 2}, small=np.float32(0.25),
-    )  # fmt: skip
+    numbers = {"lr": np.float64(0.5), "epochs": np.int32(3), "flag": np.bool_(True), "name": np.str_("vim")}
+    plain = {"dtype": torch.bfloat16, "device": torch.device("cuda:1"), "betas": (0.9, None), "seeds": {1, 2}}
+    args = Namespace(data_path=Path("/data/imagenet"), small=np.float32(0.25), **numbers, **plain)
     torch.save({"model": official_state(), "args": args, "best": np.float64(76.1)}, tmp_path / "a.pth")
     content = read_pickled(tmp_path / "a.pth")
     assert content["best"] == 76.1 and type(content["best"]) is float
