@@ -33,7 +33,7 @@ def load_weights(model: Backbone, path: str | Path) -> Backbone:
         options, name = read_args(args)
         options["if_cls_token"] = not {"cls_token", "cls_token_head"}.isdisjoint(state)
         refuse_foreign(options)
-        check_official(model, state, source)
+        check_official(model.state_dict(), state, source)
         check_complete(name, options, ["if_divide_out"] * (model.config.directions == 2))
         said = fields_of(options)
         said |= {"img_size": (said["img_size"],) * 2} if "img_size" in said else {}

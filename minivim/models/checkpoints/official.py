@@ -27,6 +27,7 @@ from minivim.models.checkpoints.weights import (
     compare,
     count_blocks,
     empty_model,
+    expected_state,
     fill,
     find_weights,
     shapes_of,
@@ -144,9 +145,8 @@ def official_model(state: Mapping[str, Tensor], args: object, source: str, **ove
     stated, name = read_args(args)
     options = stated | {key: overrides[key] for key in overrides.keys() - fields.keys()}
     config = complete_config(found, options, name, fields, state, source)
-    model = empty_model(VisionMamba, config, found["depth"], source)
-    check_official(model, state, source)
-    return fill_official(model, state, args, options)
+    check_official(expected_state(VisionMamba, config, state, source), state, source)
+    return fill_official(empty_model(VisionMamba, config, source), state, args, options)
 
 
 def shape_fields(state: Mapping[str, Tensor], source: str) -> dict:
@@ -235,7 +235,7 @@ def _geometry(cls_token: str, patch_size: int, given: dict, state: Mapping[str, 
         return {}
     if "pos_embed" not in state:
         raise ValueError(f"{source} lacks pos_embed, so that nothing tells img_size and stride; they must be given")
-    patches = _tokens(state) - {"double": 2, "none": 0, "max": 0}.get(cls_token, 1)
+    patches = _tokens(state) - (2 if cls_token == "double" else 0 if cls_token in ("none", "max") else 1)
     side = math.isqrt(max(patches, 0))
     if side * side != patches or side == 0:
         raise ValueError(f"pos_embed has {patches} patches, which is no square; img_size and stride must be given")
@@ -249,9 +249,9 @@ def _geometry(cls_token: str, patch_size: int, given: dict, state: Mapping[str, 
     return {"img_size": side * patch_size, "stride": None}
 
 
-def check_official(model: VisionMamba, state: Mapping[str, Tensor], source: str) -> None:
-    """Raise a ValueError unless an official state dict fits a model, on the meta device or not, and is finite."""
-    compare(shapes_of(dict(official_items(model.state_dict()))), state, source, telling_names(state))
+def check_official(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Raise a ValueError unless an official state dict fits the `expected` one of ours, and is finite."""
+    compare(shapes_of(dict(official_items(expected))), state, source, telling_names(state))
     check_tensors(state, source)
 
 

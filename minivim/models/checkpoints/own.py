@@ -18,8 +18,8 @@ from minivim.models.checkpoints.weights import (
     check_size,
     check_tensors,
     compare,
-    count_blocks,
     empty_model,
+    expected_state,
     fill,
     find_weights,
     shapes_of,
@@ -60,7 +60,9 @@ def own_state(model: Backbone) -> dict[str, Tensor]:
             f"model is a {name}; it must be exactly a {' or '.join(CLASSES)}, to be built again from a file"
         )
     state = {WRAPPERS.sub("", name): tensor for name, tensor in model.state_dict().items()}
-    expected = shapes_of(empty_model(type(model), model.config, None, "the configuration").state_dict())
+    if any(tensor.is_meta for tensor in state.values()):
+        raise ValueError("model is on the meta device; it must have weights, to be saved")
+    expected = shapes_of(empty_model(type(model), model.config, "the configuration").state_dict())
     compare(expected, state, "model", ["a layer was replaced or taken away; merge adapters before saving"])
     return state
 
@@ -106,10 +108,9 @@ def from_header(tensors: Mapping[str, Tensor], header: dict, path: str | Path) -
     """The model that a header describes, filled, and the header's `extra`. Nothing is allocated before all fits."""
     source = str(path)
     model_class, config, preparation = describe(header, path)
-    blocks = count_blocks(tensors, source) if isinstance(config, BackboneConfig) else None
-    model = empty_model(model_class, config, blocks, source)
-    compare(shapes_of(model.state_dict()), tensors, source)
+    compare(shapes_of(expected_state(model_class, config, tensors, source)), tensors, source)
     check_tensors(tensors, source)
+    model = empty_model(model_class, config, source)
     model.preparation = preparation
     return fill(model, tensors), _extra(header, path)
 

@@ -6,6 +6,7 @@ each as a class or function that can do no harm: a namespace, paths that touch n
 """
 
 import re
+import warnings
 from argparse import Namespace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -47,7 +48,8 @@ for room in ("pathlib", "pathlib._local"):
 def read_pickled(path: Path) -> object:
     """What torch.save has written, on the CPU. Raises ValueError for all but tensors, plain values and HARMLESS."""
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other formats, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types, none of which says which file
         raise ValueError(

@@ -119,11 +119,8 @@ def count_blocks(state: Mapping[str, Tensor], source: str) -> int:
 # ---------------------------------------------------------------- comparing and filling
 
 
-def empty_model(model_class: type[Backbone], config: BackboneConfig, blocks: int | None, source: str) -> Backbone:
-    """A model without memory, to compare names and shapes with; with at most one block more than the file's `blocks`,
-    which is enough to miss it."""
-    if blocks is not None:
-        config = replace(config, depth=min(config.depth, blocks + 1))
+def empty_model(model_class: type[Backbone], config: BackboneConfig, source: str) -> Backbone:
+    """A model without memory, to compare names and shapes with, or to be filled."""
     try:
         with torch.device("meta"):
             return model_class(config)
@@ -132,6 +129,24 @@ def empty_model(model_class: type[Backbone], config: BackboneConfig, blocks: int
         sizes = {name: max(value) if isinstance(value, tuple) else value for name, value in values.items()}
         largest = max((name for name in sizes if isinstance(sizes[name], int)), key=sizes.get)
         raise ValueError(f"{largest} is {shown(values[largest])} in {source}; no model can have it") from None
+
+
+def expected_state(
+    model_class: type[Backbone], config: BackboneConfig, state: Mapping[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """The state dict of such a model, on the meta device, in a time that the file's own size justifies.
+
+    One block is built, and counted as often as there are blocks, at most once more than the file has: that is missed.
+    """
+    depth = getattr(config, "depth", None)
+    if depth is None:
+        return empty_model(model_class, config, source).state_dict()
+    depth, expected = min(depth, count_blocks(state, source) + 1), {}
+    for name, tensor in empty_model(model_class, replace(config, depth=1), source).state_dict().items():
+        inside = name.removeprefix("blocks.0.")
+        names = [name] if inside == name else [f"blocks.{index}.{inside}" for index in range(depth)]
+        expected |= dict.fromkeys(names, tensor)
+    return expected
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
@@ -164,12 +179,12 @@ def compare(
 
 
 def advice(names: Sequence[str]) -> list[str]:
-    """What to do where these have another shape."""
+    """What to do where only these have another shape."""
+    if not set(names) <= {"pos_embed", "head.weight", "head.bias"}:
+        return []
     remarks = []
     if "pos_embed" in names:
-        remarks.append("the image size is changed with model.resize_to(height, width), after loading at the file's own")
-    if any(name.startswith("head.") for name in names):
-        remarks.append(
-            "the number of classes is changed with model.reset_classifier(num_classes), after loading the file's own"
-        )
+        remarks.append("to change the image size, load at the file's own, then call resize_to(height, width)")
+    if "head.weight" in names:
+        remarks.append("to change the classes, load with the file's own, then call reset_classifier(num_classes)")
     return remarks

@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -143,7 +142,7 @@ def add_adapter(model):
 
 CHANGES = {
     "adapter": (add_adapter, r"unexpected: blocks\.1\.mixer\.in_proj\.layer\.weight.*merge adapters"),
-    "new head": (replace_head, r"head\.weight \(7, 16\) instead of \(5, 16\).*model\.reset_classifier\(num_classes\)"),
+    "new head": (replace_head, r"head\.weight \(7, 16\) instead of \(5, 16\).*call reset_classifier\(num_classes\)"),
     "no norm": (lambda model: model.prune_intermediate_layers(1, prune_norm=True), r"missing: norm\.weight"),
     "parametrized": (
         lambda model: torch.nn.utils.parametrizations.weight_norm(model.blocks[0].mixer.out_proj),
@@ -171,6 +170,8 @@ def test_other_models_are_refused(tmp_path, unchecked):
             checkpoints.save(model, tmp_path / "a.safetensors")
     with pytest.raises(TypeError, match="model is a Mine; it must be exactly a VisionMamba or DeiT"):
         checkpoints.save(Mine(VimConfig(**SMALL)), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="model is on the meta device"):
+        checkpoints.save(small().to("meta"), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="std is"):
         checkpoints.save(small(), tmp_path / "a.safetensors", {"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]})
 
@@ -196,9 +197,9 @@ def test_another_number_of_classes_or_size_says_how(tmp_path):
     official = {"model": to_official(small())}
     torch.save(official, tmp_path / "a.pth")
     for file in ("a.safetensors", "a.pth"):
-        with pytest.raises(ValueError, match=r"reset_classifier\(num_classes\), after loading the file's own"):
+        with pytest.raises(ValueError, match=r"load with the file's own, then call reset_classifier\(num_classes\)"):
             create_model("vim_nano_patch2_8", checkpoint=tmp_path / file, **{**SMALL, "num_classes": 3})
-        with pytest.raises(ValueError, match=r"resize_to\(height, width\), after loading at the file's own"):
+        with pytest.raises(ValueError, match=r"load at the file's own, then call resize_to\(height, width\)"):
             create_model("vim_nano_patch2_8", checkpoint=tmp_path / file, **{**SMALL, "img_size": 32})
 
 
@@ -269,10 +270,9 @@ HUGE = [
 
 @pytest.mark.parametrize("changes", HUGE, ids=str)
 def test_sizes_that_the_file_does_not_hold_are_refused_at_once(changes, tmp_path):
-    path, start = forge(tmp_path / "a.safetensors", changes), time.perf_counter()
+    path = forge(tmp_path / "a.safetensors", changes)  # to build it would take hours, or all memory
     with pytest.raises(ValueError, match="does not fit the model|no model can have it") as error:
         checkpoints.load(path)
-    assert time.perf_counter() - start < 5  # a block more, or sizes without memory: milliseconds
     assert len(str(error.value)) < 500 + len(str(path))
 
 
