@@ -74,6 +74,14 @@ def check_classes(classes: object, count: int) -> list[str]:
     return classes
 
 
+def check_same_classes(data: list[str], classes: list[str] | None, count: int) -> None:
+    """Raise a ValueError unless data has the model's classes; where these have no names, as many."""
+    if classes is None and len(data) != count:
+        raise ValueError(f"data has {len(data)} classes; it must have as many as the model: {count}")
+    if classes is not None and data != classes:
+        raise ValueError(f"data has the classes {shown(data)}; they must be the model's: {shown(classes)}")
+
+
 def evaluate(
     checkpoint: str | os.PathLike, data: str | os.PathLike | ImageData, *, device: str | None = None,
     backend: str = "auto", workers: int = 2,
@@ -87,14 +95,7 @@ def evaluate(
     preparation = model.preparation
     if not isinstance(data, ImageData):
         data = load_data(data, img_size=model.config.image_shape, crop=preparation.crop_pct)
-    if classes is None and len(data.classes) != model.num_classes:
-        raise ValueError(
-            f"data has {len(data.classes)} classes; it must have as many as the model: {model.num_classes}"
-        )
-    if classes is not None and list(data.classes) != classes:
-        raise ValueError(
-            f"data has the classes {shown(list(data.classes))}; they must be the model's: {shown(classes)}"
-        )
+    check_same_classes(list(data.classes), classes, model.num_classes)
     logits = logits_of(model, data.test_images, preparation.mean, preparation.std, workers=workers)
     right = (logits.argmax(1) == data.test_labels).float()
     per_class = {

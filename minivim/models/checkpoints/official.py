@@ -37,6 +37,13 @@ from minivim.models.vim import VimConfig, VisionMamba
 OFFICIAL_IMG_SIZE = 224
 OVERRIDES = (*SWITCHES, *CHOICES, *NUMBERS)  # the options that have no field of the same meaning
 
+# The tensors whose shapes tell the sizes, and how many dimensions each has.
+TELLING = {
+    "patch_embed.proj.weight": 4,
+    "layers.0.mixer.A_log": 2,
+    "layers.0.mixer.conv1d.weight": 3,
+    "layers.0.mixer.dt_proj.weight": 2,
+}
 # One direction's parameters in our SelectiveSSM: the official names, forward and backward.
 OFFICIAL_SSM = {
     "conv_weight": ("conv1d.weight", "conv1d_b.weight"),
@@ -151,23 +158,9 @@ def official_model(state: Mapping[str, Tensor], args: object, source: str, **ove
 
 def shape_fields(state: Mapping[str, Tensor], source: str) -> dict:
     """What names and shapes tell of the configuration; of a single class token not where it stands."""
-    names = {
-        "patch": "patch_embed.proj.weight",
-        "A": "layers.0.mixer.A_log",
-        "conv": "layers.0.mixer.conv1d.weight",
-        "dt": "layers.0.mixer.dt_proj.weight",
-    }
-    missing = [name for name in names.values() if name not in state]
-    if missing:
-        raise ValueError(
-            f"{source} lacks {', '.join(missing)}; it must be an official Vim state dict (it has {listed(state)})"
-        )
-    shape = {key: tuple(state[name].shape) for key, name in names.items()}
-    for key, ndim in {"patch": 4, "A": 2, "conv": 3, "dt": 2}.items():
-        if len(shape[key]) != ndim or 0 in shape[key]:
-            raise ValueError(f"{source} has {names[key]} of shape {shape[key]}; it must have {ndim} dimensions")
-    embed_dim, in_chans, patch_size, _ = shape["patch"]
-    inner_dim, state_dim = shape["A"]
+    shape = telling_shapes(state, source)
+    embed_dim, in_chans, patch_size, _ = shape["patch_embed.proj.weight"]
+    inner_dim, state_dim = shape["layers.0.mixer.A_log"]
     return {
         "in_chans": in_chans,
         "patch_size": patch_size,
@@ -176,12 +169,26 @@ def shape_fields(state: Mapping[str, Tensor], source: str) -> dict:
         "num_classes": math.prod(state["head.weight"].shape[:1]) if "head.weight" in state else 0,
         "expand": inner_dim // embed_dim,
         "state_dim": state_dim,
-        "dt_rank": shape["dt"][1],
-        "conv_kernel": shape["conv"][-1],
+        "dt_rank": shape["layers.0.mixer.dt_proj.weight"][1],
+        "conv_kernel": shape["layers.0.mixer.conv1d.weight"][2],
         "cls_token": "double" if "cls_token_head" in state else "middle" if "cls_token" in state else "none",
         "pos_embed": "pos_embed" in state,
         "directions": 2 if "layers.0.mixer.A_b_log" in state else 1,
     }
+
+
+def telling_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of TELLING. Raises ValueError for a state dict without them, which is no official one."""
+    missing = [name for name in TELLING if name not in state]
+    if missing:
+        raise ValueError(
+            f"{source} lacks {', '.join(missing)}; it must be an official Vim state dict (it has {listed(state)})"
+        )
+    shapes = {name: tuple(state[name].shape) for name in TELLING}
+    for name, shape in shapes.items():
+        if len(shape) != TELLING[name] or 0 in shape:
+            raise ValueError(f"{source} has {name} of shape {shape}; it must have {TELLING[name]} dimensions")
+    return shapes
 
 
 def complete_config(
@@ -202,12 +209,8 @@ def complete_config(
         given["stride"] = None
     geometry = _geometry(values["cls_token"], found["patch_size"], given, state, source)
     config = VimConfig(**{**values, **geometry, **given})
-    tokens = _tokens(state)
-    if config.pos_embed and config.num_tokens != tokens and fields.keys().isdisjoint({"img_size", "stride"}):
-        raise ValueError(
-            f"{source} contradicts itself: its args say img_size {shown(config.img_size)} and stride "
-            f"{config.patch_stride}, which make {shown(config.num_tokens)} tokens; pos_embed has {tokens}"
-        )
+    if fields.keys().isdisjoint({"img_size", "stride"}):
+        check_tokens(config, _tokens(state), source)
     return config
 
 
@@ -222,6 +225,15 @@ def check_agreement(found: Mapping, said: Mapping, options: Mapping, source: str
         other.append("if_cls_token True, but there is none")
     if other:
         raise ValueError(f"{source} contradicts itself: its args, or the options given, say {'; '.join(other)}")
+
+
+def check_tokens(config: VimConfig, tokens: int, source: str) -> None:
+    """Raise a ValueError where img_size and stride as args state them make another number of tokens."""
+    if config.pos_embed and config.num_tokens != tokens:
+        raise ValueError(
+            f"{source} contradicts itself: its args say img_size {shown(config.img_size)} and stride "
+            f"{config.patch_stride}, which make {shown(config.num_tokens)} tokens; pos_embed has {tokens}"
+        )
 
 
 def _tokens(state: Mapping[str, Tensor]) -> int:
