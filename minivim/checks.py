@@ -1,15 +1,55 @@
-"""What the fields of every configuration are held to: a ValueError names the field, what it was and what it must be."""
+"""What the fields of every configuration are held to: a ValueError names the field, what it was and what it must be.
 
-from collections.abc import Sequence
+And how a sentence shows what came from a stranger's file: in a few words, none of which a terminal would obey.
+"""
+
+import math
+import reprlib
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that a terminal obeys or cannot show: controls, newlines, lone surrogates."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """`value` as Python writes it, cut to a few dozen characters, all printable."""
+    return printable(SHORT.repr(value))
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """The first few names, each printable and cut, and how many more there are."""
+    names = [str(name) for name in names]
+    cut = [printable(name if len(name) <= 80 else f"{name[:50]}...{name[-27:]}") for name in names[:most]]
+    return ", ".join(cut) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def notify(sentence: str) -> None:
+    """Warn of a choice made for the user, at the line outside the package that led to it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "minivim":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(sentence, stacklevel=level)
 
 
 def check_whole(name: str, value: object, minimum: int = 1) -> None:
     """Raise a ValueError that names the field unless `value` is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {minimum}")
+        raise ValueError(f"{name} is {shown(value)}; it must be a whole number of at least {minimum}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise a ValueError that names the field unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name} is {shown(value)}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite int or float; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from minivim.checks import printable
 from minivim.extras import require
 
 MISTAKES = (ValueError, TypeError, ImportError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -81,7 +82,7 @@ def eval_flags(
     """Score a checkpoint on the test images of a set.
 
     Args:
-        checkpoint: A file written by minivim train.
+        checkpoint: A file written by minivim train, or an official one (.pth, .safetensors).
         data: digits, shapes, cifar10, imagenet, OWNER/NAME on the hub, or a folder.
         backend: The scan's backend: auto, reference, chunked, numba or triton.
         device: cpu, cuda, ...; by default cuda if there is one.
@@ -97,8 +98,9 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     found = evaluate(flags.pop("checkpoint"), flags.pop("data"), **flags)
     print(f"{found['images']:,} images, accuracy {found['accuracy']:.2%}, cross-entropy {found['loss']:.4f}")
-    width = max(len(name) for name in found["per_class"])
-    for name, accuracy in found["per_class"].items():
+    per_class = [(printable(name), accuracy) for name, accuracy in found["per_class"].items()]
+    width = max(len(name) for name, _ in per_class)
+    for name, accuracy in per_class:
         print(f"  {name:<{width}}  {accuracy:7.2%}")
 
 
@@ -108,7 +110,7 @@ def predict_flags(
     """Name what is in pictures.
 
     Args:
-        checkpoint: A file written by minivim train.
+        checkpoint: A file written by minivim train, or an official one (.pth, .safetensors).
         images: Image files.
         top: How many classes to show for each image.
         backend: The scan's backend: auto, reference, chunked, numba or triton.
@@ -126,9 +128,10 @@ def predict(arguments: Sequence[str]) -> None:
     check_whole("top", flags["top"])
     images = flags.pop("images")
     found = predict(flags.pop("checkpoint"), images, **flags)
-    width = max(len(image) for image in images)
+    width = max(len(printable(image)) for image in images)
     for image, classes in zip(images, found, strict=True):
-        print(f"{image:<{width}}  " + "  ".join(f"{name} {probability:.1%}" for name, probability in classes))
+        line = "  ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
+        print(f"{printable(image):<{width}}  {line}")
 
 
 def models(arguments: Sequence[str]) -> None:
@@ -250,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not is_mistake(error):
             raise
-        print("minivim: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        sentence = printable(" ".join(str(error).split()))
+        print("minivim: error:", sentence or type(error).__name__, file=sys.stderr)
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""Reading images: any file that Pillow opens becomes a square RGB image of bytes, (3, S, S)."""
+"""Reading images: any file that Pillow opens becomes an RGB image of bytes, (3, H, W), of the size asked for."""
 
 import io
 import math
@@ -44,19 +44,53 @@ def read_image(item: str | os.PathLike | dict):
         ) from error
 
 
-def fit(image: Any, size: int) -> Any:
-    """Resize the shorter side to `size` (bicubic, antialiased), then cut the centre: the evaluation transform."""
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that is one number or both."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def placement(
+    shape: tuple[int, int], size: int | tuple[int, int], crop: float = 1.0
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The evaluation transform in numbers: what a picture of `shape` is resized to, where the crop of `size` begins.
+
+    All are (height, width) in pixels. The picture, its aspect kept, just covers size / crop; the centre is cut out.
+    Rounded as torchvision's Resize and CenterCrop do.
+    """
+    covered = [max(side, math.floor(side / crop)) for side in sides(size)]
+    # The side that needs the larger scale gets it exactly; whole numbers, so that the other one covers too.
+    tall = covered[0] * shape[1] >= covered[1] * shape[0]
+    (height, width), (rows, columns) = shape, covered
+    resized = (rows, rows * width // height) if tall else (columns * height // width, columns)
+    start = [round((whole - side) / 2) for whole, side in zip(resized, sides(size), strict=True)]
+    return resized, (start[0], start[1])
+
+
+def fit(image: Any, size: int | tuple[int, int], crop: float = 1.0) -> Any:
+    """Resize to cover size / crop (bicubic, antialiased), then cut out the centre: the evaluation transform.
+
+    size: one side, or (height, width), in pixels. An image that is right already is returned as it is.
+    """
     Image = require("PIL.Image", "train")
-    width, height = image.size
-    if (width, height) == (size, size):
+    (height, width), (top, left) = placement((image.height, image.width), size, crop)
+    if (image.height, image.width) != (height, width):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    rows, columns = sides(size)
+    if (rows, columns) == (height, width):
         return image
-    scale = size / min(width, height)
-    if scale != 1:
-        image = image.resize(
-            (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
-        )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return image.crop((left, top, left + columns, top + rows))
+
+
+def fit_tensor(
+    images: UInt8[Tensor, "M 3 H W"], size: int | tuple[int, int], crop: float = 1.0
+) -> UInt8[Tensor, "M 3 h w"]:
+    """`fit` for images that are a tensor already."""
+    (height, width), (top, left) = placement((images.shape[2], images.shape[3]), size, crop)
+    if images.shape[2:] != (height, width):
+        resized = torch.nn.functional.interpolate(images.float(), size=(height, width), mode="bicubic", antialias=True)
+        images = resized.round().clamp(0, 255).to(torch.uint8)
+    rows, columns = sides(size)
+    return images[:, :, top : top + rows, left : left + columns]
 
 
 def random_resized_crop(image: Any, size: int, smallest_area: float, generator: torch.Generator):
@@ -82,12 +116,21 @@ def to_tensor(image: Any) -> UInt8[Tensor, "3 H W"]:
 class LazyImages(Dataset):
     """Images that are decoded when they are asked for: item i is a uint8 tensor (3, img_size, img_size).
 
-    items: paths, or records {"bytes", "path"}. With `crop_scale` < 1 an item is a random resized crop that depends on
-    (seed, epoch, i) alone, so that a resumed epoch sees the same crops whatever process decodes them.
+    items: paths, or records {"bytes", "path"}; img_size may be (height, width), crop is that of `fit`.
+    With `crop_scale` < 1 an item is a random resized crop that depends on (seed, epoch, i) alone, so that a resumed
+    epoch sees the same crops whatever process decodes them.
     """
 
-    def __init__(self, items: Sequence, img_size: int, *, crop_scale: float = 1.0, seed: int = 0):
-        self.items, self.img_size, self.crop_scale, self.seed = items, img_size, crop_scale, seed
+    def __init__(
+        self,
+        items: Sequence,
+        img_size: int | tuple[int, int],
+        *,
+        crop: float = 1.0,
+        crop_scale: float = 1.0,
+        seed: int = 0,
+    ):
+        self.items, self.img_size, self.crop, self.crop_scale, self.seed = items, img_size, crop, crop_scale, seed
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -96,17 +139,17 @@ class LazyImages(Dataset):
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 H W"]:
         image = read_image(self.items[index])
         if self.crop_scale >= 1:
-            return to_tensor(fit(image, self.img_size))
+            return to_tensor(fit(image, self.img_size, self.crop))
         key = f"{self.seed}/{self.epoch}/{index}".encode()
         generator = torch.Generator().manual_seed(int.from_bytes(key, "big") % (2**63 - 25))
         return to_tensor(random_resized_crop(image, self.img_size, self.crop_scale, generator))
 
 
-def decode_all(items: Sequence, img_size: int | None) -> UInt8[Tensor, "M 3 S S"]:
+def decode_all(items: Sequence, img_size: int | tuple[int, int] | None, crop: float = 1.0) -> UInt8[Tensor, "M 3 H W"]:
     """Decode every item into one tensor; img_size None keeps the images' own size, which must then be one for all."""
     first = read_image(items[0]).size
     size = img_size or min(first)
-    out = torch.empty(len(items), 3, size, size, dtype=torch.uint8)
+    out = torch.empty(len(items), 3, *sides(size), dtype=torch.uint8)
 
     def decode(index: int) -> None:
         image = read_image(items[index])
@@ -115,7 +158,7 @@ def decode_all(items: Sequence, img_size: int | None) -> UInt8[Tensor, "M 3 S S"
                 f"img_size is None but the images differ in size ({first[0]}x{first[1]}, {image.width}x{image.height})"
                 "; it must be the side to which all are resized"
             )
-        out[index] = to_tensor(fit(image, size))
+        out[index] = to_tensor(fit(image, size, crop))
 
     # Small images spend their time in Python, where threads only wait for each other: twice as slow as one alone.
     threads = min(8, os.cpu_count() or 1) if min(first) >= 128 else 1

@@ -4,6 +4,7 @@
 batch by indexing. Sets too large for memory (ImageNet) come as LazyImages, decoded by the workers of a DataLoader.
 """
 
+import math
 import os
 import socket
 import threading
@@ -18,7 +19,8 @@ import torch
 from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
-from minivim.data.images import LazyImages, decode_all, image_files, read_image
+from minivim.data.images import LazyImages, decode_all, fit_tensor, image_files, read_image, sides
+from minivim.data.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.data.shapes import SHAPES, draw_shapes
 from minivim.extras import require
 
@@ -26,7 +28,6 @@ HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "imagenet": "ILSVRC/imagenet-1k"}
 TEST_SPLITS = ("test", "validation", "valid", "val")  # the first of these whose labels are known is the test set
 IN_MEMORY_BYTES = 4 * 2**30  # a larger set is decoded lazily
 PROBE_SECONDS = 2.0  # with the imports the answer comes within 5 s, however the network drops packets
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,20 @@ class ImageData:
         return images.img_size if isinstance(images, LazyImages) else images.shape[-1]
 
 
-def load_data(source: str | os.PathLike, *, img_size: int | None = None) -> ImageData:
+def load_data(
+    source: str | os.PathLike, *, img_size: int | tuple[int, int] | None = None, crop: float = 1.0
+) -> ImageData:
     """Load a set of images.
 
     source: "digits" (embedded), "shapes" (drawn), "cifar10", "imagenet", "OWNER/NAME" or "OWNER/NAME:CONFIG" on the
     Hugging Face hub, or a folder: parquet files whose names begin with their split (train, test, validation), or one
     sub-folder a class, below train/ and test/ or with a fixed split of 80 to 20.
-    img_size: the side of the images in pixels (shorter side resized, then the centre); None keeps their own size.
+    img_size: the side of the images in pixels, or (height, width); None keeps their own size. The picture is resized
+    to cover img_size / crop, then its centre is cut out.
     Raises ValueError for a set that cannot be used, FileNotFoundError for a missing folder, ConnectionError when the
     hub cannot be reached and the set is not in its cache.
     """
-    if img_size is not None and img_size < 1:
+    if img_size is not None and min(sides(img_size)) < 1:
         raise ValueError(f"img_size is {img_size}; it must be at least 1 pixel")
     name = os.fspath(source)
     if name == "digits":
@@ -77,10 +81,12 @@ def load_data(source: str | os.PathLike, *, img_size: int | None = None) -> Imag
     else:
         known = ", ".join(["digits", "shapes", *HUB_NAMES])
         raise FileNotFoundError(f"data is {name!r}; it must be one of {known}, OWNER/NAME on the hub, or a folder")
-    return _bundle(name, train, test, tuple(classes), img_size)
+    return _bundle(name, train, test, tuple(classes), img_size, crop)
 
 
-def _bundle(name: str, train: tuple, test: tuple, classes: tuple[str, ...], img_size: int | None) -> ImageData:
+def _bundle(
+    name: str, train: tuple, test: tuple, classes: tuple[str, ...], img_size: int | tuple[int, int] | None, crop: float
+) -> ImageData:
     """Check the labels, decode the images if memory allows it, and measure the mean and the standard deviation."""
     (train_items, train_labels), (test_items, test_labels) = train, test
     for split, labels in (("training", train_labels), ("test", test_labels)):
@@ -89,25 +95,22 @@ def _bundle(name: str, train: tuple, test: tuple, classes: tuple[str, ...], img_
     if len(set(train_labels.tolist())) < 2:
         raise ValueError(f"data is {name!r} with one class only ({classes[0]!r}); it must have at least two")
     in_memory = isinstance(train_items, Tensor)
-    side = img_size or (train_items.shape[-1] if in_memory else min(read_image(train_items[0]).size))
-    if not in_memory and 3 * side**2 * (len(train_items) + len(test_items)) > IN_MEMORY_BYTES:
-        train_images, test_images = LazyImages(train_items, side), LazyImages(test_items, side)
+    size = img_size or (train_items.shape[-1] if in_memory else min(read_image(train_items[0]).size))
+    if not in_memory and 3 * math.prod(sides(size)) * (len(train_items) + len(test_items)) > IN_MEMORY_BYTES:
+        train_images, test_images = (LazyImages(items, size, crop=crop) for items in (train_items, test_items))
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     else:
-        train_images = _as_bytes(train_items, img_size)
-        test_images = _as_bytes(test_items, side)
+        train_images = _as_bytes(train_items, img_size, crop)
+        test_images = _as_bytes(test_items, size, crop)
         mean, std = channel_statistics(train_images)
     return ImageData(name, train_images, train_labels, test_images, test_labels, classes, mean, std)
 
 
-def _as_bytes(items, img_size: int | None) -> UInt8[Tensor, "M 3 H W"]:
+def _as_bytes(items, img_size: int | tuple[int, int] | None, crop: float) -> UInt8[Tensor, "M 3 H W"]:
     """Decoded images; those that are a tensor already are resized when another size is asked for."""
     if not isinstance(items, Tensor):
-        return decode_all(items, img_size)
-    if img_size in (None, items.shape[-1]):
-        return items
-    resized = torch.nn.functional.interpolate(items.float(), size=img_size, mode="bicubic", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+        return decode_all(items, img_size, crop)
+    return items if img_size is None else fit_tensor(items, img_size, crop)
 
 
 def channel_statistics(images: UInt8[Tensor, "M 3 H W"]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minivim.checks import check_choice
+from minivim.data.preparation import Preparation
 from minivim.models.config import BackboneConfig
 from minivim.models.plain import is_plain
 from minivim.processes import keep_freed_memory
 
 State = tuple[Tensor, Tensor | None]  # what a block leaves
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def insert_tokens(
@@ -150,6 +149,7 @@ class Backbone(nn.Module):
         super().__init__()
         keep_freed_memory()
         self.config = config
+        self.preparation: Preparation | None = None  # of the images it was trained on, where that is known
         self.patch_embed = PatchEmbed(config)
         count = len(config.cls_positions)
         self.cls_token = nn.Parameter(torch.empty(1, count, config.embed_dim)) if count else None
@@ -390,15 +390,16 @@ class Backbone(nn.Module):
     @property
     def default_cfg(self) -> dict:
         """timm's description of the model's input and of where its first layer and classifier are."""
+        preparation = self.preparation or Preparation()
         return {
             "num_classes": self.config.num_classes,
             "input_size": (self.config.in_chans, *self.config.image_shape),
             "fixed_input_size": True,
             "pool_size": None,
-            "crop_pct": 0.875,
+            "crop_pct": preparation.crop_pct,
             "interpolation": "bicubic",
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
+            "mean": preparation.mean,
+            "std": preparation.std,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from minivim.checks import check_choice, check_whole
+from minivim.checks import check_choice, check_whole, is_number, shown
 
 CLS_TOKENS = ("middle", "head", "double", "none", "max")
 POOLS = ("token", "avg", "max", "")
@@ -39,17 +39,17 @@ class BackboneConfig:
             check_whole("stride", self.stride)
         check_choice("cls_token", self.cls_token, CLS_TOKENS)
         if not isinstance(self.pos_embed, bool):
-            raise ValueError(f"pos_embed is {self.pos_embed!r}; it must be True or False")
+            raise ValueError(f"pos_embed is {shown(self.pos_embed)}; it must be True or False")
         for name in ("drop_path_rate", "drop_rate"):
             rate = getattr(self, name)
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-                raise ValueError(f"{name} is {rate!r}; it must be a number from 0 up to, not including, 1")
+            if not is_number(rate) or not 0 <= rate < 1:
+                raise ValueError(f"{name} is {shown(rate)}; it must be a number from 0 up to, not including, 1")
         if self.global_pool is not None:
             check_choice("global_pool", self.global_pool, POOLS)
         if self.global_pool == "token" and self.cls_token in ("none", "max"):
             raise ValueError(f"global_pool is 'token', but cls_token is {self.cls_token!r}; it must be a token")
         if not isinstance(self.img_size, int | tuple) or len(self.image_shape) != 2:
-            raise ValueError(f"img_size is {self.img_size!r}; it must be one whole number or (height, width)")
+            raise ValueError(f"img_size is {shown(self.img_size)}; it must be one whole number or (height, width)")
         for side in self.image_shape:
             self._check_side(side)
 
@@ -59,7 +59,7 @@ class BackboneConfig:
         if side < patch or (side - patch) % stride:
             rule = f"patch_size {patch} plus a multiple of stride {stride}"
             rule = f"a multiple of patch_size {patch}" if stride == patch else rule
-            raise ValueError(f"img_size is {self.img_size!r}; each side must be {rule}")
+            raise ValueError(f"img_size is {shown(self.img_size)}; each side must be {rule}")
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minivim.checks import check_whole
+from minivim.checks import check_whole, shown
 from minivim.models.backbone import Backbone, DropPath, State
 from minivim.models.config import BackboneConfig
 
@@ -42,7 +42,7 @@ class DeiTConfig(BackboneConfig):
         check_whole("num_heads", self.num_heads)
         check_whole("mlp_ratio", self.mlp_ratio)
         if not isinstance(self.fused_attention, bool):
-            raise ValueError(f"fused_attention is {self.fused_attention!r}; it must be True or False")
+            raise ValueError(f"fused_attention is {shown(self.fused_attention)}; it must be True or False")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads is {self.num_heads}; it must divide embed_dim {self.embed_dim}")
 

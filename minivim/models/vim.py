@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minivim.checks import check_choice, check_whole
+from minivim.checks import check_choice, check_whole, is_number, shown
 from minivim.models.backbone import (
     Backbone,
     DropPath,
@@ -52,6 +52,7 @@ class VimConfig(BackboneConfig):
     directions                      2, or 1: forward only, as Mamba
     scan_order                      "rows" | "columns" | "snake": how the patches come as tokens; "snake" walks every
                                     second row from right to left
+    norm_eps                        what RMSNorm adds to the mean square, in the blocks and at the end
     drop_path_rate                  stochastic depth: 0 at the first block, rising linearly to this at the last
     init                            "paper": delta in [0.001, 0.1] both ways; "official": as the official code,
                                     which gives that to the forward direction and leaves the backward bias at 0
@@ -64,6 +65,7 @@ class VimConfig(BackboneConfig):
     init: str = "paper"
     directions: int = 2
     scan_order: str = "rows"
+    norm_eps: float = EPS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +77,8 @@ class VimConfig(BackboneConfig):
         check_whole("directions", self.directions)
         check_choice("directions", self.directions, (1, 2))
         check_choice("scan_order", self.scan_order, SCAN_ORDERS)
+        if not is_number(self.norm_eps) or self.norm_eps <= 0:
+            raise ValueError(f"norm_eps is {shown(self.norm_eps)}; it must be a number above 0")
 
     @property
     def inner_dim(self) -> int:
@@ -175,7 +179,7 @@ class VimBlock(nn.Module):
         super().__init__()
         self.backend = "auto"
         self.drop_path = DropPath(drop_path_rate)
-        self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=config.norm_eps)
         self.mixer = VimMixer(config)
 
     def forward(
@@ -201,7 +205,7 @@ class VisionMamba(Backbone):
         self.blocks = nn.ModuleList(VimBlock(config, rate) for rate in rates)
         self.backend = "auto"
         self.drop_path = DropPath(config.drop_path_rate)
-        self.norm = nn.RMSNorm(config.embed_dim, eps=EPS)
+        self.norm = nn.RMSNorm(config.embed_dim, eps=config.norm_eps)
 
     def embed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """The embedded tokens, each patch with the embedding of its place in the picture, in the order of the scan."""

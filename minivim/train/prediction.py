@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from minivim.checks import shown
 from minivim.data import ImageData, load_data
 from minivim.data.augment import normalise
 from minivim.data.images import fetch, fit, read_image, to_tensor
@@ -44,14 +45,41 @@ def logits_of(
 
 def open_checkpoint(
     checkpoint: str | os.PathLike, device: str | None = None, backend: str = "auto"
-) -> tuple[Backbone, dict]:
-    """The model of a file written by `train`, ready for use, and what `train` stored beside it: classes, mean, std."""
-    model, extra = checkpoints.load(checkpoint), checkpoints.load_extra(checkpoint)
-    if not {"classes", "mean", "std"} <= extra.keys():
+) -> tuple[Backbone, list[str] | None]:
+    """The model of a file written by `train`, or of an official one, ready for use, and the names of its classes.
+
+    An official file has no names: None. Raises ValueError for a file that says too little or contradicts itself.
+    """
+    model, extra = checkpoints.load_any(checkpoint)
+    if extra is not None and ("classes" not in extra or model.preparation is None):
         raise ValueError(f"checkpoint is {str(checkpoint)!r}; it must be written by minivim train (it has no classes)")
+    classes = None if extra is None else check_classes(extra["classes"], model.num_classes)
+    if model.num_classes == 0 or model.config.pooling == "":
+        raise ValueError(
+            f"checkpoint is {str(checkpoint)!r}, which has no classes for an image; it must be a classifier"
+        )
+    if model.preparation is None:
+        raise ValueError(f"checkpoint is {str(checkpoint)!r} for {model.config.in_chans} channels; they must be three")
     place = choose_device(device)
     apply_backend(model, backend, place)
-    return model.to(place).eval(), extra
+    return model.to(place).eval(), classes
+
+
+def check_classes(classes: object, count: int) -> list[str]:
+    """`classes` if it is a list of `count` names, else a ValueError."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes is {shown(classes)}; it must be a list of names")
+    if len(classes) != count:
+        raise ValueError(f"classes has {len(classes)} names; it must have one for each of the model's {count} outputs")
+    return classes
+
+
+def check_same_classes(data: list[str], classes: list[str] | None, count: int) -> None:
+    """Raise a ValueError unless data has the model's classes; where these have no names, as many."""
+    if classes is None and len(data) != count:
+        raise ValueError(f"data has {len(data)} classes; it must have as many as the model: {count}")
+    if classes is not None and data != classes:
+        raise ValueError(f"data has the classes {shown(data)}; they must be the model's: {shown(classes)}")
 
 
 def evaluate(
@@ -60,14 +88,15 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """Score a checkpoint on the test images of `data` (a name or folder as in `load_data`, or what it returned).
 
+    The checkpoint is one of `train`, or an official one, whose classes are those of the data in their order.
     Returns {"images", "accuracy", "loss", "per_class": {class: accuracy}}, accuracies from 0 to 1.
     """
-    model, extra = open_checkpoint(checkpoint, device, backend)
+    model, classes = open_checkpoint(checkpoint, device, backend)
+    preparation = model.preparation
     if not isinstance(data, ImageData):
-        data = load_data(data, img_size=model.config.image_shape[0])
-    if list(data.classes) != extra["classes"]:
-        raise ValueError(f"data has the classes {list(data.classes)}; they must be the model's: {extra['classes']}")
-    logits = logits_of(model, data.test_images, extra["mean"], extra["std"], workers=workers)
+        data = load_data(data, img_size=model.config.image_shape, crop=preparation.crop_pct)
+    check_same_classes(list(data.classes), classes, model.num_classes)
+    logits = logits_of(model, data.test_images, preparation.mean, preparation.std, workers=workers)
     right = (logits.argmax(1) == data.test_labels).float()
     per_class = {
         name: right[data.test_labels == label].mean().item()
@@ -82,18 +111,23 @@ def predict(
     checkpoint: str | os.PathLike, images: Sequence[str | os.PathLike], *, top: int = 3, device: str | None = None,
     backend: str = "auto",
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
-    """For each image file the `top` likeliest classes, best first, with their probabilities."""
+    """For each image file the `top` likeliest classes, best first, with their probabilities.
+
+    The classes of an official checkpoint, which has no names, are numbers: those of ImageNet's folders in their order.
+    """
     if not images:
         raise ValueError("images is empty; it must name at least one image file")
     for path in images:
         if not Path(path).is_file():
             raise ValueError(f"image is {os.fspath(path)!r}; it must be an existing file")
-    model, extra = open_checkpoint(checkpoint, device, backend)
-    size = model.config.image_shape[0]
-    batch = torch.stack([to_tensor(fit(read_image(path), size)) for path in images])
-    probabilities = logits_of(model, batch, extra["mean"], extra["std"]).softmax(1)
-    best = probabilities.topk(min(top, len(extra["classes"])))
+    model, classes = open_checkpoint(checkpoint, device, backend)
+    preparation = model.preparation
+    pictures = [fit(read_image(path), model.config.image_shape, preparation.crop_pct) for path in images]
+    batch = torch.stack([to_tensor(picture) for picture in pictures])
+    probabilities = logits_of(model, batch, preparation.mean, preparation.std).softmax(1)
+    names = classes or [str(index) for index in range(model.num_classes)]
+    best = probabilities.topk(min(top, len(names)))
     return [
-        [(extra["classes"][label], p) for p, label in zip(*row, strict=True)]
+        [(names[label], p) for p, label in zip(*row, strict=True)]
         for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]

@@ -61,6 +61,5 @@ class Run:
 
     def save_weights(self, name: str, model: Backbone, step: int) -> None:
         """Write weights, with what is needed to use them on other images."""
-        data = self.data
-        extra = {"classes": data.classes, "mean": data.mean, "std": data.std, "step": step}
-        checkpoints.save(model, self.folder / name, extra | {"recipe": asdict(self.config)})
+        extra = {"classes": self.data.classes, "step": step, "recipe": asdict(self.config)}
+        checkpoints.save(model, self.folder / name, extra)

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from minivim.data import ImageData
 from minivim.data.augment import augment
 from minivim.data.images import LazyImages
+from minivim.data.preparation import Preparation
 from minivim.models import Backbone, create_model
 from minivim.processes import Team
 from minivim.train.prediction import logits_of
@@ -20,7 +21,9 @@ def build_model(config: TrainConfig, data: ImageData) -> Backbone:
     names += ("directions", "scan_order", "init")
     overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
-    return create_model(config.model, **overrides)
+    model = create_model(config.model, **overrides)
+    model.preparation = Preparation(mean=data.mean, std=data.std)  # stored with the weights
+    return model
 
 
 class Classification:

@@ -1550,7 +1550,7 @@ assert torch.equal(grid[0, :, 5, 0], features[0, 101])  # patch 100, behind the 
 # | patches, class token, position embedding, `resize_to`, `forward_grid` | `minivim/models/backbone.py` |
 # | one direction | `minivim/models/mamba.py`: `SelectiveSSM` |
 # | both directions, block, model, orders | `minivim/models/vim.py`: `VimMixer`, `VimBlock`, `VisionMamba`, `reorder` |
-# | official names | `minivim/models/checkpoints.py`: `load_official`, `to_official` |
+# | official names | `minivim/models/checkpoints/official.py`: `load_official`, `to_official` |
 # | the scan and the convolution | `minivim/ops/`, fast in `kernels/` |
 #
 # **Links.** Previous: [07 · Kernels](07_kernels.ipynb). Map of the course: [00 · Start here](00_start_here.ipynb).

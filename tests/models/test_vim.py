@@ -268,7 +268,7 @@ def test_configuration_is_frozen_and_has_the_documented_fields():
         config.depth = 3
     assert {field.name for field in fields(VimConfig)} == set(
         "img_size patch_size stride in_chans num_classes embed_dim depth expand state_dim dt_rank conv_kernel "
-        "cls_token pos_embed drop_path_rate drop_rate global_pool init directions scan_order".split()
+        "cls_token pos_embed drop_path_rate drop_rate global_pool init directions scan_order norm_eps".split()
     )
     assert (config.inner_dim, config.delta_rank, replace(config, embed_dim=200).delta_rank) == (384, 12, 13)
     assert VimBlock(VimConfig(**SMALL))(torch.randn(1, 3, 16))[0].shape == (1, 3, 16)
@@ -299,6 +299,8 @@ def test_configuration_is_frozen_and_has_the_documented_fields():
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0; it must be a number from 0"),
         ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1; it must be"),
         ({"init": "zero"}, "init is 'zero'; it must be one of 'paper', 'official'"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be a number above 0"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan; it must be a number above 0"),
     ],
 )
 def test_impossible_configurations_are_refused(unchecked, overrides, message):

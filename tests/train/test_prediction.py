@@ -1,8 +1,14 @@
 """A trained checkpoint at work: scores, predictions, and what is refused."""
 
-import pytest
+from argparse import Namespace
 
-from minivim import create_model
+import numpy as np
+import pytest
+import torch
+
+from minivim import VimConfig, VisionMamba, cli, create_model, to_official
+from minivim.data.augment import normalise
+from minivim.data.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.models import checkpoints
 from minivim.train import train
 from minivim.train.prediction import evaluate, predict
@@ -35,6 +41,7 @@ def test_checkpoints_and_images_that_do_not_fit_are_refused(small_data, tmp_path
     with pytest.raises(ValueError, match="must be an existing file"):
         evaluate(tmp_path / "missing.safetensors", small_data)
     extra = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.5] * 3}
+    model.reset_classifier(2)
     checkpoints.save(model, tmp_path / "good.safetensors", extra)
     with pytest.raises(ValueError, match="data has the classes .*'rows'.*; they must be the model's: .*'a'"):
         evaluate(tmp_path / "good.safetensors", small_data)
@@ -45,3 +52,140 @@ def test_checkpoints_and_images_that_do_not_fit_are_refused(small_data, tmp_path
         predict(tmp_path / "good.safetensors", [tmp_path / "text.png"])
     with pytest.raises(ValueError, match="images is empty"):
         predict(tmp_path / "good.safetensors", [])
+
+
+def photo(path, height: int, width: int):
+    """A picture with something different everywhere."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def official_transform(path, size: int = 64) -> torch.Tensor:
+    """The shorter side to size / 0.875, the centre, ImageNet's statistics; as torchvision rounds."""
+    from PIL import Image
+
+    image = Image.open(path).convert("RGB")
+    short, target = min(image.size), int(size / 0.875)
+    image = image.resize([int(target * side / short) for side in image.size], Image.Resampling.BICUBIC)
+    left, top = (round((side - size) / 2) for side in image.size)
+    pixels = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+    return normalise(pixels[None], IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.fixture
+def official(tmp_path):
+    """(a file as the official script writes it, its model): four classes, 64 pixels."""
+    model = VisionMamba(VimConfig(img_size=64, patch_size=16, embed_dim=16, depth=1, num_classes=4)).eval()
+    args = Namespace(input_size=64, nb_classes=4, eval_crop_ratio=0.875)
+    torch.save({"model": to_official(model), "epoch": 299, "args": args}, tmp_path / "official.pth")
+    return tmp_path / "official.pth", model
+
+
+def test_an_official_file_names_classes_by_number(official, tmp_path, capsys):
+    path, model = official
+    for height, width in ((90, 130), (131, 77), (64, 64), (40, 301)):
+        image = photo(tmp_path / "photo.png", height, width)
+        [answers] = predict(path, [image], top=9)
+        with torch.no_grad():
+            expected = model(official_transform(image)).softmax(1)[0]
+        assert {name for name, _ in answers} == set("0123")
+        assert torch.allclose(torch.tensor([dict(answers)[name] for name in "0123"]), expected, atol=1e-5)
+    assert cli.main(["predict", str(path), str(image)]) == 0
+    assert capsys.readouterr().out.startswith(f"{image}  {answers[0][0]} ")
+
+
+def test_an_official_file_is_scored_under_the_names_of_the_data(official, tmp_path, capsys):
+    path, model = official
+    expected = {}
+    for split in ("train", "val"):
+        for index, name in enumerate(("ant", "bee", "cat", "dog")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            image = photo(tmp_path / "data" / split / name / "a.png", 80 + 7 * index, 120 - 9 * index)
+            with torch.no_grad():
+                expected[name] = float(model(official_transform(image)).argmax() == index)
+    found = evaluate(path, tmp_path / "data", workers=0)
+    assert found["per_class"] == expected and found["images"] == 4
+    assert cli.main(["eval", str(path), "--data", str(tmp_path / "data")]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["ant", "bee", "cat", "dog"]
+    with pytest.raises(ValueError, match="data has 10 classes; it must have as many as the model: 4"):
+        evaluate(path, "digits")
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (32, 16)])
+def test_images_that_are_not_square_fill_the_models_shape(shape, tmp_path):
+    model = create_model("vim_nano_patch2_8", img_size=shape, patch_size=8, embed_dim=16, depth=1, num_classes=2).eval()
+    extra = {"classes": ["a", "b"], "mean": [0.0] * 3, "std": [1.0] * 3}
+    checkpoints.save(model, tmp_path / "a.safetensors", extra)
+    image = photo(tmp_path / "photo.png", shape[0] * 3, shape[1] * 3)  # of the same aspect: nothing is cut
+    [[(name, probability), _]] = predict(tmp_path / "a.safetensors", [image])
+    from PIL import Image
+
+    whole = Image.open(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(whole)).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = model(pixels).softmax(1)[0].max().item()
+    assert probability == pytest.approx(expected, abs=1e-5)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            photo(tmp_path / "data" / split / name / "a.png", 50, 70)
+    assert evaluate(tmp_path / "a.safetensors", tmp_path / "data")["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (None, "classes is None; it must be a list of names"),
+        ("ab", "classes is 'ab'; it must be a list of names"),
+        ({"a": 1, "b": 2}, "classes is .*; it must be a list of names"),
+        (["a", 3], r"classes is \['a', 3\]; it must be a list of names"),
+        (["a"], "classes has 1 names; it must have one for each of the model's 2 outputs"),
+        ([], "classes has 0 names"),
+    ],
+)
+def test_classes_that_are_none_are_refused(classes, message, tmp_path):
+    model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, num_classes=2)
+    checkpoints.save(model, tmp_path / "a.safetensors", {"classes": classes, "mean": [0.5] * 3, "std": [0.5] * 3})
+    image = photo(tmp_path / "photo.png", 8, 8)
+    with pytest.raises(ValueError, match=message):
+        predict(tmp_path / "a.safetensors", [image])
+
+
+def test_no_name_steers_the_terminal(tmp_path, capsys):
+    model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, num_classes=2)
+    classes = ["\x1b[2Jgone\n", "\ud800\u202e\x07"]
+    checkpoints.save(model, tmp_path / "a.safetensors", {"classes": classes, "mean": [0.5] * 3, "std": [0.5] * 3})
+    image = photo(tmp_path / "\x1b[31mred.png", 8, 8)
+    assert cli.main(["predict", str(tmp_path / "a.safetensors"), str(image)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and out.strip("\n").isprintable()
+    assert "\\x1b[2Jgone\\n" in out and "\\ud800\\u202e\\x07" in out
+    assert cli.main(["eval", str(tmp_path / "a.safetensors"), "--data", "digits"]) == 2
+    assert capsys.readouterr().err.strip("\n").isprintable()
+
+
+def test_models_without_one_answer_an_image_are_refused(tmp_path):
+    image = photo(tmp_path / "photo.png", 8, 8)
+    for fields in ({"num_classes": 0}, {"cls_token": "none", "global_pool": ""}):
+        model = VisionMamba(VimConfig(img_size=8, patch_size=4, embed_dim=8, depth=1, **{"num_classes": 2} | fields))
+        torch.save(to_official(model), tmp_path / "a.pth")
+        if "global_pool" in fields:
+            args = Namespace(if_cls_token=False, final_pool_type="all")
+            torch.save({"model": to_official(model), "args": args}, tmp_path / "a.pth")
+        with pytest.raises(ValueError, match="it must be a classifier"):
+            predict(tmp_path / "a.pth", [image])
+    grey = VisionMamba(VimConfig(img_size=8, patch_size=4, embed_dim=8, depth=1, num_classes=2, in_chans=1))
+    torch.save(to_official(grey), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="for 1 channels; they must be three"):
+        predict(tmp_path / "a.pth", [image])
+
+
+def test_a_trained_model_says_how_its_images_were_prepared(small_data, tmp_path):
+    result = train(small(tmp_path, epochs=1))
+    loaded = checkpoints.load(result.out / "best.safetensors")
+    for model in (result.model, loaded):
+        assert model.default_cfg["mean"] == small_data.mean and model.default_cfg["std"] == small_data.std
+        assert model.default_cfg["crop_pct"] == 1.0

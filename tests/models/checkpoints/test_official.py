@@ -1,21 +1,19 @@
-"""Checkpoints: ours come back whole, official ones go through unchanged, and wrong ones are refused by name."""
+"""Official checkpoints: they go through unchanged, and wrong ones are refused by name."""
 
 import json
-import os
-import pickle
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from minivim import DeiT, DeiTConfig, VimConfig, VisionMamba, create_model, load_official, to_official
+from minivim import DeiT, DeiTConfig, VimConfig, VisionMamba, load_official, to_official
 from minivim.models import checkpoints
 
 safetensors = pytest.importorskip("safetensors.torch", reason="checkpoints need the extra 'train'")
 load_file, save_file = safetensors.load_file, safetensors.save_file
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "state_dim": 4}
 
 
@@ -32,76 +30,6 @@ def assert_same_weights(a: dict, b: dict) -> None:
     assert a.keys() == b.keys()
     for name in a:
         assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
-
-
-# ---------------------------------------------------------------- our own files
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        small(),
-        small(cls_token="double", img_size=(8, 16), stride=2, dt_rank=3, init="official"),
-        small(cls_token="none", num_classes=0),
-        DeiT(DeiTConfig(img_size=8, patch_size=4, embed_dim=12, depth=1, fused_attention=False)),
-    ],
-    ids=["vim", "double", "none", "deit"],
-)
-def test_save_and_load_bring_back_weights_and_configuration(model, tmp_path):
-    path = tmp_path / "model.safetensors"
-    checkpoints.save(model, path, extra={"classes": ["cat", "dog"]})
-    loaded = checkpoints.load(path)
-    assert type(loaded) is type(model) and loaded.config == model.config
-    assert_same_weights(loaded.state_dict(), model.state_dict())
-    assert checkpoints.load_extra(path) == {"classes": ["cat", "dog"]}
-    assert os.listdir(tmp_path) == ["model.safetensors"]
-
-
-def test_a_resized_model_is_loaded_at_its_new_size(tmp_path):
-    model = small().resize_to(8, 24)
-    checkpoints.save(model, tmp_path / "model.safetensors")
-    loaded, image = checkpoints.load(tmp_path / "model.safetensors"), torch.randn(1, 3, 8, 24)
-    assert torch.equal(loaded(image), model(image))
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    path = tmp_path / "model.safetensors"
-    model = small()
-    checkpoints.save(model, path)
-    before = path.read_bytes()
-
-    def fail(_descriptor):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(small(), path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["model.safetensors"]
-
-
-def test_the_new_file_takes_the_old_ones_place_only_when_it_is_on_the_disk(tmp_path, monkeypatch):
-    path, calls = tmp_path / "file", []
-    for name in ("fsync", "replace"):
-        function = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, name=name, function=function: (calls.append((name, a)), function(*a)))
-    checkpoints.write_atomically(path, b"content")
-    assert path.read_bytes() == b"content"
-    assert [name for name, _ in calls] == ["fsync", "replace"]
-    assert Path(calls[1][1][0]).parent == tmp_path  # a rename is atomic only within one file system
-
-
-def test_create_model_takes_our_and_official_checkpoints(tmp_path):
-    model = create_model("vim_nano_patch2_8", depth=1)
-    checkpoints.save(model, tmp_path / "ours.safetensors")
-    torch.save({"model": to_official(model)}, tmp_path / "official.pth")
-    for file in ("ours.safetensors", "official.pth"):
-        loaded = create_model("vim_nano_patch2_8", checkpoint=tmp_path / file, depth=1)
-        assert_same_weights(loaded.state_dict(), model.state_dict())
-    with pytest.raises(ValueError, match=r"does not fit the model.*missing: blocks\.1\."):
-        create_model("vim_nano_patch2_8", checkpoint=tmp_path / "ours.safetensors", depth=2)
-    with pytest.raises(ValueError, match=r"unexpected: blocks\.0\.mixer"):
-        create_model("deit_tiny_patch4_32", checkpoint=tmp_path / "ours.safetensors", depth=1)
 
 
 # ---------------------------------------------------------------- official files
@@ -174,6 +102,7 @@ def test_a_wrong_state_dict_is_refused_with_the_names():
         "path_or_state_dict does not fit the model; its names and shapes must be the same",
         "1 missing: layers.1.mixer.D_b",
         "1 unexpected: rope.freqs_cos",
+        "its names tell if_rope=True",
         "1 of another shape: norm_f.weight (31,) instead of (32,)",
     ):
         assert part in str(error.value)
@@ -185,23 +114,6 @@ def test_our_own_names_are_not_official_ones(tmp_path):
         load_official(tmp_path / "ours.safetensors")
     with pytest.raises(ValueError, match=r"path_or_state_dict lacks layers\.0\.mixer\.A_log"):
         load_official(small().state_dict())
-
-
-class Evil:
-    """Its pickle would create a file when read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_code_in_a_pickle_is_not_run(tmp_path):
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "trace"), protocol=2))
-    with pytest.raises(ValueError, match=r"evil.pth'; it must be a checkpoint"):
-        load_official(tmp_path / "evil.pth")
-    assert not (tmp_path / "trace").exists()
 
 
 def write_bad_files(folder: Path) -> None:
@@ -267,6 +179,46 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, function, file, message
 def test_overrides_that_contradict_the_weights_are_refused(unchecked, overrides, message):
     with pytest.raises(ValueError, match=message):
         load_official(official_weights(), **overrides)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scan_order": "snake"}, "scan_order is 'snake'"),
+        ({"cls_token": "max"}, "cls_token is 'max'"),
+        ({"global_pool": "avg"}, "global_pool is 'avg' and cls_token 'middle'; they must be a pair that the official"),
+        ({"global_pool": ""}, "global_pool is '' and cls_token 'middle'"),
+        ({"cls_token": "none", "global_pool": "max"}, "global_pool is 'max' and cls_token 'none'"),
+    ],
+)
+def test_what_the_official_code_cannot_compute_gets_no_official_names(fields, message):
+    with pytest.raises(ValueError, match=message):
+        to_official(small(**fields))
+
+
+@pytest.mark.parametrize("option", [{"norm_epsilon": 1e-2}, {"use_middle_cls_token": False}])
+def test_to_official_and_back_with_the_options_that_it_names(option):
+    model = load_official(official_weights(), **option)
+    again = load_official(to_official(model), **option)
+    assert again.config == model.config
+    assert_same_weights(again.state_dict(), model.state_dict())
+
+
+def test_added_directions_become_averaged_ones():
+    weights = official_weights()
+    model = load_official(weights, if_divide_out=False)
+    doubled = {name: value * 2 if "out_proj" in name else value for name, value in weights.items()}
+    assert_same_weights(to_official(model), doubled)  # for if_divide_out=True, as its docstring says
+
+
+def test_how_official_evaluation_prepares_images_is_known():
+    weights = official_weights()  # images of 32 pixels are not resized there
+    assert load_official(weights).default_cfg["crop_pct"] == 1.0
+    large = to_official(VisionMamba(VimConfig(img_size=64, patch_size=8, embed_dim=8, depth=1, num_classes=2)))
+    assert load_official(large).default_cfg["crop_pct"] == 0.875
+    said = {"model": large, "args": Namespace(eval_crop_ratio=1.0, mean=[0.5] * 3, std=[0.25] * 3)}
+    cfg = load_official(said).pretrained_cfg
+    assert (cfg["crop_pct"], cfg["mean"], cfg["std"]) == (1.0, (0.5,) * 3, (0.25,) * 3)
 
 
 def test_an_argument_of_another_type_is_refused(unchecked):
