@@ -72,7 +72,7 @@ def selective_scan_fn(
         ],
         [("D", D, *channels), ("z", z, *tokens), ("delta_bias", delta_bias, *channels)],
     )
-    u, delta, z = (None if x is None else x.transpose(1, 2) for x in (u, delta, z))
+    u, delta, z = u.transpose(1, 2), delta.transpose(1, 2), None if z is None else z.transpose(1, 2)
     B, C = (x[:, None] if x.ndim == 3 else x for x in (B, C))
     B, C = (x.permute(0, 3, 1, 2) if x.ndim == 4 else x for x in (B, C))
     _check_groups(B, C, E, "channels")
@@ -111,7 +111,7 @@ def selective_state_update(
     rows, out = state_batch_indices[used].long(), torch.zeros_like(x)
     if len(rows):
         own = state[rows]
-        x, dt, B, C, z = (None if each is None else each[used] for each in (x, dt, B, C, z))
+        x, dt, B, C, z = x[used], dt[used], B[used], C[used], None if z is None else z[used]
         out[used] = _update(own, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
         state[rows] = own
     return out
@@ -193,10 +193,9 @@ def _scan_groups(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_st
     results = []
     for g in range(groups):
         own = slice(g * width, (g + 1) * width)
-        u_g, delta_g, z_g = (None if x is None else x[..., own] for x in (u, delta, z))
-        D_g, bias_g = (None if x is None else x[own] for x in (D, delta_bias))
-        state = None if initial_state is None else initial_state[:, own]
-        tensors = u_g, delta_g, A[own], B[:, :, g], C[:, :, g], D_g, z_g, bias_g
+        z_g, state = None if z is None else z[..., own], None if initial_state is None else initial_state[:, own]
+        D_g, bias_g = None if D is None else D[own], None if delta_bias is None else delta_bias[own]
+        tensors = u[..., own], delta[..., own], A[own], B[:, :, g], C[:, :, g], D_g, z_g, bias_g
         results.append(
             selective_scan(*tensors, delta_softplus, initial_state=state, return_last_state=True, backend=backend)
         )
@@ -209,15 +208,16 @@ def _scan_channels(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple
 
     B stands in what goes in, C in what is read of the states: h[t] = exp(delta[t] A) h[t-1] + delta[t] (B u[t]).
     """
-    (E, N), out_dtype = A.shape, u.dtype
+    (E, N), out_dtype, dtype = A.shape, u.dtype, compute_dtype(u)
+    # Cast first: what is repeated has a sum for its gradient, and that is not to be taken in half precision.
+    u, delta, B, C = (x.to(dtype) for x in (u, delta, B, C))
     B, C = (x if x.ndim == 2 else x.repeat_interleave(E // x.shape[2], dim=2) for x in (B, C))  # (..., E, N)
-    u = u.to(compute_dtype(u))
     inputs, delta = (u[..., None] * B).flatten(2), delta.repeat_interleave(N, dim=2)
-    bias = None if delta_bias is None else delta_bias.repeat_interleave(N)
+    bias = None if delta_bias is None else delta_bias.to(dtype).repeat_interleave(N)
     one = inputs.new_ones(*inputs.shape[:2], 1)
     tensors = inputs, delta, A.reshape(-1, 1), one, one, None, None, bias
     states, last = selective_scan(*tensors, delta_softplus, return_last_state=True)
     y = (states.unflatten(2, (E, N)) * C).sum(-1)
-    y = y if D is None else y + D.to(u.dtype) * u
-    y = y if z is None else y * F.silu(z.to(u.dtype))
+    y = y if D is None else y + D.to(dtype) * u
+    y = y if z is None else y * F.silu(z.to(dtype))
     return y.to(out_dtype), last.view(-1, E, N)

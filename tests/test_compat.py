@@ -102,7 +102,7 @@ def test_half_precision_rounds_what_goes_in_and_out_only(form, dtype):
     )
     for leaf, one, two in zip(leaves, found, wanted, strict=True):
         assert one.dtype == leaf.dtype
-        torch.testing.assert_close(one.double(), two, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(one.double(), two, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["fixed", "tokens"])

@@ -71,7 +71,7 @@ class SelectiveSSM(nn.Module):
         """Depthwise causal convolution and SiLU: the input u of the scan."""
         return causal_conv_silu(x, self.conv_weight, self.conv_bias, reverse=self.reverse, backend=backend)
 
-    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor | None, ...]:
+    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`.
 
         delta_bias is None where a layer in the place of dt_proj has added its own.
@@ -86,8 +86,8 @@ class SelectiveSSM(nn.Module):
 
     def scan(self, u: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend = "auto", **state):
         """Selection, recurrence and gate; `state`: initial_state and return_last_state of `selective_scan`."""
-        *tensors, delta_bias = self.select(u)
-        return selective_scan(*tensors, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
+        u, delta, A, B, C, D, delta_bias = self.select(u)
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
 
     def forward(
         self,

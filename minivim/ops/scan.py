@@ -30,7 +30,7 @@ def check_tensors(required: Sequence[Expected], optional: Sequence[Expected] = (
 
     TypeError or ValueError, which name the argument, what it was and what it must be.
     """
-    leader, first = required[0][:2]
+    leader, device = required[0][0], None
     for name, x, letters, shape in (*required, *(each for each in optional if each[1] is not None)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
@@ -40,8 +40,9 @@ def check_tensors(required: Sequence[Expected], optional: Sequence[Expected] = (
             raise TypeError(f"{name} has layout {x.layout}; it must be dense (torch.strided)")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a real floating-point type")
-        if x.device != first.device:
-            raise ValueError(f"{name} is on device {x.device}; it must be on {first.device}, as {leader} is")
+        device = x.device if device is None else device
+        if x.device != device:
+            raise ValueError(f"{name} is on device {x.device}; it must be on {device}, as {leader} is")
 
 
 def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
@@ -138,8 +139,8 @@ def selective_scan(
 
 
 def bidirectional_scan(
-    ahead: tuple[Float[Tensor, "..."], ...],
-    back: tuple[Float[Tensor, "..."], ...],
+    ahead: tuple[Float[Tensor, "..."] | None, ...],
+    back: tuple[Float[Tensor, "..."] | None, ...],
     z: Float[Tensor, "B L E"],
     *,
     backend: str | Backend = "auto",
@@ -150,6 +151,6 @@ def bidirectional_scan(
                  own u; delta before softplus. `back` walks from L - 1 down to 0.
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
-    for *tensors, delta_bias in (ahead, back):
-        _check(*tensors, z, delta_bias, None)
+    for u, delta, A, B, C, D, delta_bias in (ahead, back):
+        _check(u, delta, A, B, C, D, z, delta_bias, None)
     return choose_backend(backend, z.device).bidirectional_scan(ahead, back, z)
