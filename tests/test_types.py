@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import minivim
 from minivim import compat
+from minivim.models import Backbone
 
 u, A, B = torch.ones(1, 3, 2), -torch.ones(2, 4), torch.ones(1, 3, 4)
 
@@ -46,7 +47,7 @@ model = minivim.create_model("vim_tiny_patch16_224", num_classes=10)
 assert_type(model.num_features, int)
 assert_type(model.num_prefix_tokens, int)
 assert_type(model.default_cfg, dict)
-assert_type(model.resize_to(64, 64), type(model))  # E: valid-type
+assert_type(model.resize_to(64, 64), Backbone)
 model.resize_to("64", 64)  # E: arg-type
 minivim.create_model(3)  # E: arg-type
 minivim.VimConfig(embed_dim=32, layers=2)  # E: call-arg
