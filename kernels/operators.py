@@ -55,7 +55,7 @@ def operator(name: str, backend: str) -> Callable:
                 return function(*arguments)
 
         registered = torch.library.custom_op(f"minivim::{name}", mutates_args=(), device_types=DEVICES[backend])(plain)
-        registered.plain, registered.backend = plain, backend
+        registered.plain, registered.backend = plain, backend  # type: ignore[attr-defined]  # both belong to it
         registered.register_vmap(lambda *_: refuse_vmap(backend))
         return registered
 

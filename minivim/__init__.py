@@ -1,5 +1,7 @@
 """minivim: Vision Mamba from the state equation up."""
 
+from importlib.metadata import version
+
 from minivim import compat
 from minivim.models import (
     DeiT,
@@ -16,6 +18,8 @@ from minivim.models import (
 )
 from minivim.ops import available_backends, selective_scan
 
+__version__ = version("minivim")  # of the installed distribution; an editable install is one too
+
 __all__ = [
     "DeiT",
     "DeiTConfig",
@@ -23,6 +27,7 @@ __all__ = [
     "VimBlock",
     "VimConfig",
     "VisionMamba",
+    "__version__",
     "available_backends",
     "compat",
     "create_model",

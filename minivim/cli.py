@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import minivim
 from minivim.checks import printable
 from minivim.extras import require
 
@@ -161,7 +162,7 @@ def bench(arguments: Sequence[str]) -> None:
     from minivim.bench import ModelBench, ScanBench, bench_model, bench_scan
     from minivim.bench.report import table
 
-    kinds = {"scan": (ScanBench, bench_scan), "model": (ModelBench, bench_model)}
+    kinds: dict[str, tuple[type, Callable]] = {"scan": (ScanBench, bench_scan), "model": (ModelBench, bench_model)}
     kind, *flags = arguments or [""]
     if kind in ("-h", "--help"):
         print(f"usage: minivim bench {{{','.join(kinds)}}} ...; minivim bench scan --help lists the flags")
@@ -222,13 +223,18 @@ COMMANDS = {
 def usage() -> str:
     """What `minivim --help` prints."""
     lines = [f"  {name:<8} {function.__doc__}" for name, function in COMMANDS.items()]
-    return "\n".join(["usage: minivim COMMAND ...", "", *lines, "", "minivim COMMAND --help lists a command's flags."])
+    rest = "minivim COMMAND --help lists a command's flags, minivim --version names the version."
+    return "\n".join(["usage: minivim COMMAND ...", "", *lines, "", rest])
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
+        return
+    if arguments[0] == "--version":
+        no_arguments("--version", arguments[1:])
+        print("minivim", minivim.__version__)
         return
     command, *rest = arguments
     if command not in COMMANDS:

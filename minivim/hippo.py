@@ -106,7 +106,7 @@ def remember(
         must = "None: legs remembers the whole past" if measure == "legs" else "a length in samples"
         raise ValueError(f"window is {window}; with measure {measure!r} it must be {must}")
     previous = torch.zeros(N, dtype=u.dtype, device=u.device)
-    if measure == "legs":
+    if window is None:  # legs
         # All that lies between time 0 and 1 is u[0], so the state is that constant; the equation goes on from there.
         previous[0] = u[0]
         delta = torch.cat((torch.zeros(1), torch.log1p(1 / torch.arange(1, len(u)).double())))

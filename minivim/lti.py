@@ -176,7 +176,7 @@ def kalman_filter(model: LinearGaussian, u: Float[Tensor, "L M"], y: Float[Tenso
         steps.append((mean, covariance, *predicted, log_density))
         mean, covariance = A @ mean + B @ u[t], A @ covariance @ A.mT + Q
     *moments, log_densities = (torch.stack(each) for each in zip(*steps, strict=True))
-    return Filtered(*moments, log_densities.sum())
+    return Filtered._make((*moments, log_densities.sum()))
 
 
 def rts_smoother(model: LinearGaussian, filtered: Filtered) -> tuple[Float[Tensor, "L N"], Float[Tensor, "L N N"]]:

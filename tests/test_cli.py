@@ -58,6 +58,11 @@ def test_help_names_every_command(capsys):
     assert run(capsys) == (0, out, "")
 
 
+def test_version_is_the_installed_one(capsys):
+    assert run(capsys, "--version") == (0, f"minivim {version('minivim')}\n", "")
+    assert run(capsys, "--version", "now")[0] == 2
+
+
 @pytest.mark.parametrize(
     "command", [["train"], ["eval"], ["predict"], ["grade"], ["bench"], ["bench", "scan"], ["bench", "model"]]
 )

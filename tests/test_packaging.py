@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import minivim
+
 yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,6 +130,20 @@ def test_a_wheel_holds_every_module_and_nothing_of_the_course(bare):
     kernels = {f"minivim/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
     assert shipped == modules | kernels
     assert not any((site / name).exists() for name in ("tests", "notebooks", "kernels", "data"))
+
+
+def test_the_wheel_says_that_it_is_typed_and_which_version_it_is(bare, tmp_path):
+    assert (site_packages(bare) / "minivim" / "py.typed").exists()
+    assert python(bare / "bin" / "python", "import minivim; print(minivim.__version__)", tmp_path) == PROJECT["version"]
+
+
+def test_changelog_and_citation_are_of_this_version():
+    newest = re.search(r"^## \[(.+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert newest == citation["version"] == PROJECT["version"] == minivim.__version__
+    assert citation["license"] == PROJECT["license"]
+    links = {reference["url"].rpartition("/")[2] for reference in citation["references"]}
+    assert links == {"2401.09417", "2312.00752"}
 
 
 def test_importing_minivim_loads_only_its_four_dependencies_beyond_torch(tmp_path):

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +79,9 @@ class ModelBench:
             name: backends or ["reference"] if MODELS[name][0] is VisionMamba else self.attention or ATTENTION
             for name in names
         }
-        common = {"batch": self.batch, "train": self.train, "device": self.device, "dtype": self.dtype}
+        common = self.batch, self.train, self.device, self.dtype
         return [
-            [ModelCase(name, variant, size, **common) for name in names for variant in variants[name]] for size in sizes
+            [ModelCase(name, variant, size, *common) for name in names for variant in variants[name]] for size in sizes
         ]
 
 
@@ -112,11 +114,11 @@ class ModelCase:
 
     def build(self) -> Backbone:
         """The model with the random weights of seed 0."""
-        overrides = {} if self.is_vim else {"fused_attention": self.variant == "fused"}
+        overrides: dict[str, Any] = {} if self.is_vim else {"fused_attention": self.variant == "fused"}
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = create_model(self.name, img_size=self.img_size, **overrides).to(self.device).train(self.train)
-        return model.set_backend(self.variant) if self.is_vim else model
+        return model.set_backend(self.variant) if isinstance(model, VisionMamba) else model
 
     def precision(self) -> torch.autocast:
         """What the forward pass runs under."""
@@ -196,9 +198,7 @@ def time_models(config: ModelBench, cases: list[ModelCase]) -> tuple[list[Row], 
     first, by_name = cases[0], {str(case): case for case in cases}
     errors = {name: model_error(case) for name, case in by_name.items()}
     image_bytes = first.images().nbytes
-    samplers = [
-        sampler(lambda case=case: model_call(case), case.device, image_bytes, graph=not case.train) for case in cases
-    ]
+    samplers = [sampler(partial(model_call, case), case.device, image_bytes, graph=not case.train) for case in cases]
     rounds = measure.interleave(samplers, config.rounds)
     memory = {name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()}
     with torch.device("meta"):

@@ -195,7 +195,8 @@ def reference_outputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs(reference, {name: x[b : b + 1] if x.dim() == 3 else x for name, x in inputs.items()})
         for b in range(inputs["u"].shape[0])
     ]
-    return {key: (torch.cat if items[0][key].dim() == 3 else sum)([item[key] for item in items]) for key in items[0]}
+    parts = {key: [item[key] for item in items] for key in items[0]}
+    return {key: torch.cat(each) if each[0].dim() == 3 else torch.stack(each).sum(0) for key, each in parts.items()}
 
 
 def error_against(expected: dict[str, Tensor], name: str, channel_first: bool, case: ScanCase) -> float:
@@ -267,7 +268,7 @@ def time_scan(config: ScanBench, case: ScanCase, mode: str, errors: dict[str, fl
     """One contest: the rows and the rounds they came from."""
     input_bytes = sum(x.nbytes for x in case.inputs().values())
     arguments = {name: (name, name == config.against, mode, case) for name in errors}
-    samplers = [sampler(lambda a=a: scan_call(*a), case.device, input_bytes) for a in arguments.values()]
+    samplers = [sampler(partial(scan_call, *a), case.device, input_bytes) for a in arguments.values()]
     rounds = measure.interleave(samplers, config.rounds)
     memory = {
         name: peak(scan_memory, case.device, *a) if config.memory and name != YARDSTICK else None

@@ -34,8 +34,8 @@ def normalise(
     """(images - mean) / std channel by channel; bytes are first divided by 255."""
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    mean, std = (channels(x, images.dtype, images.device) for x in (mean, std))
-    return (images - mean) / std
+    centre, spread = (channels(x, images.dtype, images.device) for x in (mean, std))
+    return (images - centre) / spread
 
 
 def random_crop(images: Float[Tensor, "B 3 H W"], padding: int, generator: Generator) -> Float[Tensor, "B 3 H W"]:

@@ -32,7 +32,7 @@ def read_image(item: str | os.PathLike | dict):
     Raises ValueError naming the image when it cannot be read.
     """
     Image, ImageOps = require("PIL.Image", "train"), require("PIL.ImageOps", "train")
-    record = item if isinstance(item, dict) else {"bytes": None, "path": item}
+    record: dict = item if isinstance(item, dict) else {"bytes": None, "path": item}
     try:
         data = record["bytes"]
         with Image.open(io.BytesIO(data) if data is not None else record["path"]) as image:

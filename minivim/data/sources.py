@@ -96,6 +96,10 @@ def _bundle(
         raise ValueError(f"data is {name!r} with one class only ({classes[0]!r}); it must have at least two")
     in_memory = isinstance(train_items, Tensor)
     size = img_size or (train_items.shape[-1] if in_memory else min(read_image(train_items[0]).size))
+    train_images: Tensor | LazyImages
+    test_images: Tensor | LazyImages
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     if not in_memory and 3 * math.prod(sides(size)) * (len(train_items) + len(test_items)) > IN_MEMORY_BYTES:
         train_images, test_images = (LazyImages(items, size, crop=crop) for items in (train_items, test_items))
         mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -140,7 +144,8 @@ def stratified_split(labels: Int[Tensor, " M"], test_share: float = 0.2) -> tupl
 def _split(items, labels: Tensor) -> tuple[tuple, tuple]:
     """((training items, labels), (test items, labels)) by `stratified_split`."""
     take = (lambda rows: items[rows]) if isinstance(items, Tensor) else (lambda rows: _Rows(items, rows.tolist()))
-    return tuple((take(rows), labels[rows]) for rows in stratified_split(labels))
+    train, test = stratified_split(labels)
+    return (take(train), labels[train]), (take(test), labels[test])
 
 
 class _Rows(Sequence):
@@ -152,7 +157,7 @@ class _Rows(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index):
         return self.items[self.rows[index]]
 
 
@@ -208,14 +213,14 @@ def _check_same_classes(name: str, train: Sequence[str], test: Sequence[str]) ->
 def _parquet_splits(folder: Path, files: list[Path]) -> tuple:
     """Parquet files, each belonging to the split with which its name begins."""
     pq = require("pyarrow.parquet", "train")
-    names = {"train": [path for path in files if path.name.startswith("train")]}
-    names |= {
+    found = {"train": [path for path in files if path.name.startswith("train")]}
+    found |= {
         split: [path for path in files if path.name.split("-")[0].split(".")[0] == split] for split in TEST_SPLITS
     }
-    names = {split: [str(path) for path in paths] for split, paths in names.items() if paths}
+    names = {split: [str(path) for path in paths] for split, paths in found.items() if paths}
     if "train" not in names:
-        found = ", ".join(path.name for path in files[:3])
-        raise ValueError(f"data is {str(folder)!r} with no training files ({found}); a parquet must be named train*")
+        some = ", ".join(path.name for path in files[:3])
+        raise ValueError(f"data is {str(folder)!r} with no training files ({some}); a parquet must be named train*")
     for path in sum(names.values(), []):
         try:
             pq.read_schema(path)
@@ -298,7 +303,7 @@ class _Column(Sequence):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index):
         record = self.values[index].as_py() or {"bytes": b"", "path": None}
         return {"bytes": record["bytes"], "path": record["path"] or f"number {index}"}
 

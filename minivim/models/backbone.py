@@ -19,7 +19,7 @@ from minivim.models.config import BackboneConfig
 from minivim.models.plain import is_plain
 from minivim.processes import keep_freed_memory
 
-State = tuple[Tensor, Tensor | None]  # what a block leaves
+State = tuple[Tensor, Tensor]  # what a block leaves
 
 
 def insert_tokens(
@@ -68,7 +68,7 @@ class PatchEmbed(nn.Module):
         fan_in = config.in_chans * config.patch_size**2
         std = fan_in**-0.5 / 0.8796  # 0.8796: the standard deviation of a unit normal cut off at +-2
         nn.init.trunc_normal_(self.proj.weight, std=std, a=-2 * std, b=2 * std)
-        nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # a Conv2d has one unless told otherwise
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -144,6 +144,9 @@ def make_head(embed_dim: int, num_classes: int) -> nn.Module:
 
 class Backbone(nn.Module):
     """An image model in timm's conventions. A subclass adds blocks, `run_blocks`, and what reads a state."""
+
+    blocks: nn.ModuleList
+    norm: nn.Module
 
     def __init__(self, config: BackboneConfig):
         super().__init__()

@@ -53,7 +53,7 @@ class BackboneConfig:
         for side in self.image_shape:
             self._check_side(side)
 
-    def _check_side(self, side: object) -> None:
+    def _check_side(self, side: int) -> None:
         check_whole("img_size", side)
         patch, stride = self.patch_size, self.patch_stride
         if side < patch or (side - patch) % stride:

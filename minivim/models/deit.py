@@ -103,7 +103,7 @@ class DeiT(Backbone):
         self, x: Float[Tensor, "B L D"], take: Collection[int] = (), depth: int | None = None
     ) -> tuple[State, dict[int, State]]:
         """Each block leaves the stream after it and the stream before it."""
-        before, left = None, {}
+        before, left = x, {}
         for index, block in enumerate(islice(self.blocks, depth)):
             before, x = x, self.run_block(block, x)
             if index in take:

@@ -26,6 +26,13 @@ from minivim.ops import Backend, causal_conv_silu, choose_backend, selective_sca
 DELTA_MIN, DELTA_MAX = 0.001, 0.1  # the range of delta at initialization, Mamba, section 3.6
 
 
+class MambaState(NamedTuple):
+    """What one token hands to the next in `MambaBlock.step`."""
+
+    conv: Float[Tensor, "B K-1 E"]  # the last K - 1 inputs of the convolution
+    ssm: Float[Tensor, "B E N"]  # the state h of the scan
+
+
 class SelectiveSSM(nn.Module):
     """The selective state-space model of one direction: convolution, delta, B and C, scan, gate.
 
@@ -64,7 +71,7 @@ class SelectiveSSM(nn.Module):
         """Depthwise causal convolution and SiLU: the input u of the scan."""
         return causal_conv_silu(x, self.conv_weight, self.conv_bias, reverse=self.reverse, backend=backend)
 
-    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor | None, ...]:
+    def select(self, u: Float[Tensor, "B L E"]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """What the tokens choose, and what they share: (u, delta, A, B, C, D, delta_bias) of `selective_scan`.
 
         delta_bias is None where a layer in the place of dt_proj has added its own.
@@ -79,15 +86,29 @@ class SelectiveSSM(nn.Module):
 
     def scan(self, u: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend = "auto", **state):
         """Selection, recurrence and gate; `state`: initial_state and return_last_state of `selective_scan`."""
-        *tensors, delta_bias = self.select(u)
-        return selective_scan(*tensors, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
+        u, delta, A, B, C, D, delta_bias = self.select(u)
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, True, reverse=self.reverse, backend=backend, **state)
 
     def forward(
-        self, x: Float[Tensor, "B L E"], z: Float[Tensor, "B L E"], backend: str | Backend | None = None
-    ) -> Float[Tensor, "B L E"]:
-        """x, z (B, L, E) -> gated output (B, L, E). `backend` is the block's choice; None: this model's own."""
+        self,
+        x: Float[Tensor, "B L E"],
+        z: Float[Tensor, "B L E"],
+        backend: str | Backend | None = None,
+        state: MambaState | None = None,
+    ) -> Float[Tensor, "B L E"] | tuple[Float[Tensor, "B L E"], MambaState]:
+        """x, z (B, L, E) -> gated output (B, L, E); after the tokens of a `state` also the state that these leave.
+
+        `backend` is the block's choice; None: this model's own.
+        """
         backend = choose_backend(backend or self.backend, x.device)
-        return self.scan(self.conv(x, backend), z, backend)
+        if state is None:
+            return self.scan(self.conv(x, backend), z, backend)
+        if self.reverse:
+            raise ValueError("reverse is True; it must be False where a state comes from the tokens before")
+        window = torch.cat((state.conv, x), dim=1)
+        u = self.conv(window, backend)[:, -x.shape[1] :]
+        y, h = self.scan(u, z, backend, initial_state=state.ssm, return_last_state=True)
+        return y, MambaState(window[:, x.shape[1] :], h)
 
 
 def run_ssm(
@@ -95,13 +116,6 @@ def run_ssm(
 ) -> Float[Tensor, "B L E"]:
     """Call a block's state-space model; what a user put in its place is given x and z only."""
     return ssm(x, z, backend) if isinstance(ssm, SelectiveSSM) else ssm(x, z)
-
-
-class MambaState(NamedTuple):
-    """What one token hands to the next in `MambaBlock.step`."""
-
-    conv: Float[Tensor, "B K-1 E"]  # the last K - 1 inputs of the convolution
-    ssm: Float[Tensor, "B E N"]  # the state h of the scan
 
 
 class MambaBlock(nn.Module):
@@ -125,15 +139,20 @@ class MambaBlock(nn.Module):
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token: zeros."""
-        (E, K), N = self.ssm.conv_weight.shape, self.ssm.A_log.shape[1]
-        weight = self.in_proj.weight
-        return MambaState(weight.new_zeros(batch, K - 1, E), weight.new_zeros(batch, E, N))
+        ssm = self._stateful_ssm()
+        (E, K), N = ssm.conv_weight.shape, ssm.A_log.shape[1]
+        return MambaState(ssm.conv_weight.new_zeros(batch, K - 1, E), ssm.A_log.new_zeros(batch, E, N))
 
     def step(self, token: Float[Tensor, "B D"], state: MambaState) -> tuple[Float[Tensor, "B D"], MambaState]:
-        """One token at a time, in constant memory: (output, next state); equal to `forward` token by token."""
+        """One token at a time, in constant memory: (output, next state); equal to `forward` token by token.
+
+        Hooks of `ssm` run, and see (output, next state). Raises TypeError if `ssm` is no SelectiveSSM.
+        """
         x, z = self.in_proj(token[:, None]).chunk(2, dim=-1)
-        window = torch.cat((state.conv, x), dim=1)  # (B, K, E)
-        backend = choose_backend(self.backend, token.device)
-        u = self.ssm.conv(window, backend)[:, -1:]
-        y, h = self.ssm.scan(u, z, backend, initial_state=state.ssm, return_last_state=True)
-        return self.out_proj(y)[:, 0], MambaState(window[:, 1:], h)
+        y, state = self._stateful_ssm()(x, z, choose_backend(self.backend, token.device), state=state)
+        return self.out_proj(y)[:, 0], state
+
+    def _stateful_ssm(self) -> SelectiveSSM:
+        if not isinstance(self.ssm, SelectiveSSM):
+            raise TypeError(f"ssm is a {type(self.ssm).__name__}; to go step by step it must be a SelectiveSSM")
+        return self.ssm

@@ -197,6 +197,8 @@ class VimBlock(nn.Module):
 class VisionMamba(Backbone):
     """Vision Mamba, (B, C, H, W) -> (B, num_classes). Vim, Algorithm 1, as the official code runs it."""
 
+    config: VimConfig
+
     def __init__(self, config: VimConfig):
         super().__init__(config)
         last = max(config.depth - 1, 1)
@@ -219,12 +221,13 @@ class VisionMamba(Backbone):
         self, x: Float[Tensor, "B L D"], take: Collection[int] = (), depth: int | None = None
     ) -> tuple[State, dict[int, State]]:
         """Each block adds the update of the one before to the residual, and leaves its own update and that residual."""
-        update, residual, left = x, None, {}
+        state: tuple = (x, None)  # before the first block there is no residual
+        left: dict[int, State] = {}
         for index, block in enumerate(islice(self.blocks, depth)):
-            update, residual = self.run_block(block, update, residual)
+            state = self.run_block(block, *state)
             if index in take:
-                left[index] = update, residual
-        return (update, residual), left
+                left[index] = state
+        return state, left
 
     def stream(self, state: State) -> Float[Tensor, "B L D"]:
         """The residual with the last update added: what the next block normalises."""
@@ -248,5 +251,5 @@ class VisionMamba(Backbone):
         choose_backend(name, self.patch_embed.proj.weight.device)  # raises if it is unknown or cannot run here
         for module in self.modules():  # also those inside a wrapper
             if hasattr(module, "backend"):
-                module.backend = name
+                module.backend = name  # type: ignore[assignment]  # a module may hold what torch does not know
         return self

@@ -72,7 +72,6 @@ class ChunkedScan(torch.autograd.Function):
         ctx.delta_softplus, ctx.reverse = delta_softplus, reverse
         return out, h
 
-    @staticmethod
     def gradient(ctx, saved, dout, dlast):
         u, delta, A, B, C, D, z, delta_bias, initial_state, starts = saved
         dtype, reverse = starts.dtype, ctx.reverse
@@ -110,7 +109,7 @@ class ChunkedScan(torch.autograd.Function):
         )
         return du, ddelta, dA, dB, dC, dD, dz, dbias, None, dinitial, None
 
-    backward = staticmethod(first_derivative("chunked", gradient.__func__))
+    backward = staticmethod(first_derivative("chunked", gradient))
 
 
 def chunked_scan(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from torch import Tensor
 from minivim.ops.implementations import Backend, load
 
 TOLERANCE = 1e-4  # of the largest value of each result, float32
+Answer = TypeVar("Answer")
 CHILD_SECONDS = 600.0  # compiling all kernels takes one to three minutes
 SIZES = (2, 70, 40, 16)  # B, L, E, N: threads share the work, and Triton cuts time into chunks
 
@@ -61,10 +63,8 @@ def results(backend: Backend, device: torch.device) -> dict[str, Tensor]:
     """The outputs, and the gradients of a weighted sum of them all."""
     inputs = inputs_on(device)
     found = outputs_of(backend, inputs)
-    loss = sum(
-        (out * torch.cos(torch.arange(out.numel(), dtype=torch.float32, device=device)).view(out.shape)).sum()
-        for out in found.values()
-    )
+    weights = {name: torch.arange(x.numel(), dtype=torch.float32, device=device).cos() for name, x in found.items()}
+    loss = torch.stack([(out.flatten() * weights[name]).sum() for name, out in found.items()]).sum()
     gradients = torch.autograd.grad(loss, list(inputs.values()))
     found = {name: out.detach() for name, out in found.items()}
     return found | {f"gradient of {name}": x for name, x in zip(inputs, gradients, strict=True)}
@@ -100,7 +100,7 @@ def first_line(failure: Exception) -> str:
 # ---- where it takes place --------------------------------------------------------------------------------------------
 
 
-def in_a_thread(function: Callable, *arguments: object) -> object:
+def in_a_thread(function: Callable[..., Answer], *arguments: object) -> Answer:
     """Call in a thread of its own, which has none of the caller's modes: autocast, no_grad, hooks, default device."""
     answer = []
     thread = threading.Thread(target=lambda: answer.append(function(*arguments)))

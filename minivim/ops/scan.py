@@ -1,5 +1,6 @@
 """The selective scan as people call it: checked arguments, a chosen backend. `reference.py` says what it computes."""
 
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
@@ -10,35 +11,27 @@ from minivim.ops.backends import choose_backend
 from minivim.ops.implementations import Backend
 
 
-def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
-    """TypeError or ValueError for anything but floating tensors of the shapes in `selective_scan`, on one device."""
-    for name, x in (("u", u), ("A", A)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
-    if u.ndim != 3:
-        raise ValueError(f"u has shape {tuple(u.shape)}; it must be (B, L, E)")
-    if A.ndim != 2:
-        raise ValueError(f"A has shape {tuple(A.shape)}; it must be (E, N)")
-    (batch, L, E), N = u.shape, A.shape[1]
-    if 0 in (batch, L, E, N):
-        raise ValueError(
-            f"u has shape {(batch, L, E)} and A {tuple(A.shape)}; no size of (B, L, E) and (E, N) may be 0"
-        )
-    tokens, states = ("(B, L, E)", (batch, L, E)), ("(B, L, N)", (batch, L, N))
-    channels = ("(E,)", (E,))
-    for name, x, (letters, shape), optional in (
-        ("u", u, tokens, False),
-        ("delta", delta, tokens, False),
-        ("A", A, ("(E, N)", (E, N)), False),
-        ("B", B, states, False),
-        ("C", C, states, False),
-        ("D", D, channels, True),
-        ("z", z, tokens, True),
-        ("delta_bias", delta_bias, channels, True),
-        ("initial_state", initial_state, ("(B, E, N)", (batch, E, N)), True),
-    ):
-        if x is None and optional:
-            continue
+def sizes(name: str, x: object, letters: str) -> torch.Size:
+    """The shape of a tensor that has the axes `letters`, none of them empty; TypeError or ValueError otherwise."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
+    if x.ndim != len(letters.split(", ")):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {letters}")
+    if 0 in x.shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; no size of {letters} may be 0")
+    return x.shape
+
+
+Expected = tuple[str, object, str, tuple[int, ...]]  # name, what was given, its axes as letters, its shape
+
+
+def check_tensors(required: Sequence[Expected], optional: Sequence[Expected] = ()) -> None:
+    """Raise unless each is a dense real tensor of its shape, on the device of the first; an optional one may be None.
+
+    TypeError or ValueError, which name the argument, what it was and what it must be.
+    """
+    leader, device = required[0][0], None
+    for name, x, letters, shape in (*required, *(each for each in optional if each[1] is not None)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
         if x.shape != shape:
@@ -47,8 +40,31 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
             raise TypeError(f"{name} has layout {x.layout}; it must be dense (torch.strided)")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a real floating-point type")
-        if x.device != u.device:
-            raise ValueError(f"{name} is on device {x.device}; it must be on {u.device}, as u is")
+        device = x.device if device is None else device
+        if x.device != device:
+            raise ValueError(f"{name} is on device {x.device}; it must be on {device}, as {leader} is")
+
+
+def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+    """TypeError or ValueError for anything but floating tensors of the shapes in `selective_scan`, on one device."""
+    (batch, L, E), (_, N) = sizes("u", u, "(B, L, E)"), sizes("A", A, "(E, N)")
+    tokens, states = ("(B, L, E)", (batch, L, E)), ("(B, L, N)", (batch, L, N))
+    channels = ("(E,)", (E,))
+    check_tensors(
+        [
+            ("u", u, *tokens),
+            ("delta", delta, *tokens),
+            ("A", A, "(E, N)", (E, N)),
+            ("B", B, *states),
+            ("C", C, *states),
+        ],
+        [
+            ("D", D, *channels),
+            ("z", z, *tokens),
+            ("delta_bias", delta_bias, *channels),
+            ("initial_state", initial_state, "(B, E, N)", (batch, E, N)),
+        ],
+    )
 
 
 @overload
@@ -123,8 +139,8 @@ def selective_scan(
 
 
 def bidirectional_scan(
-    ahead: tuple[Float[Tensor, "..."], ...],
-    back: tuple[Float[Tensor, "..."], ...],
+    ahead: tuple[Float[Tensor, "..."] | None, ...],
+    back: tuple[Float[Tensor, "..."] | None, ...],
     z: Float[Tensor, "B L E"],
     *,
     backend: str | Backend = "auto",
@@ -135,6 +151,6 @@ def bidirectional_scan(
                  own u; delta before softplus. `back` walks from L - 1 down to 0.
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
-    for *tensors, delta_bias in (ahead, back):
-        _check(*tensors, z, delta_bias, None)
+    for u, delta, A, B, C, D, delta_bias in (ahead, back):
+        _check(u, delta, A, B, C, D, z, delta_bias, None)
     return choose_backend(backend, z.device).bidirectional_scan(ahead, back, z)

@@ -118,4 +118,4 @@ def holds(name: str, kind: str, index: int | None, compiling: bool) -> bool:
 
 # torch.compile calls this while it traces and takes the answer for a constant; its decorator of that name would import
 # the compiler, which takes seconds.
-holds._dynamo_marked_constant = True
+holds._dynamo_marked_constant = True  # type: ignore[attr-defined]  # an attribute that Dynamo looks for

@@ -12,7 +12,7 @@ from minivim.s4.systems import DiagonalSystem, DPLRSystem
 class _Layer(nn.Module):
     """A system and a skip D: (B, L, H) -> (B, L, H), in the dtype of u."""
 
-    def __init__(self, H: int, system: nn.Module):
+    def __init__(self, H: int, system: DiagonalSystem | DPLRSystem):
         super().__init__()
         self.system = system
         self.D = nn.Parameter(torch.randn(H))

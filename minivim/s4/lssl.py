@@ -42,6 +42,9 @@ class LSSL(nn.Module):
     Raises ValueError for sizes or step sizes that cannot be.
     """
 
+    A: Tensor
+    B: Tensor
+
     def __init__(self, H: int, N: int, delta_min: float = 0.001, delta_max: float = 0.1):
         super().__init__()
         if H < 1:

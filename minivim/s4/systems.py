@@ -35,6 +35,9 @@ class DiagonalSystem(nn.Module):
     real ones. Learned: log delta (H,), log(-Re A), Im A, C. B stays fixed, because only the products C_n B_n matter.
     """
 
+    B: Tensor
+    frequency: nn.Parameter | None
+
     def __init__(
         self,
         H: int,

@@ -8,9 +8,10 @@ from minivim.ops import choose_backend
 
 def apply_backend(model: nn.Module, backend: str, device: torch.device) -> str:
     """Set the scan's backend in all mixers; returns the name of the one that will run."""
-    if not hasattr(model, "set_backend"):
+    set_backend = getattr(model, "set_backend", None)
+    if set_backend is None:
         if backend != "auto":
             raise ValueError(f"backend is {backend!r}; it must be 'auto' for a model without a scan")
         return "none"
-    model.set_backend(backend)
+    set_backend(backend)
     return choose_backend(backend, device).name

@@ -46,4 +46,4 @@ def compiled(model: nn.Module) -> nn.Module:
     One graph for each size of batch, of which `accumulate` makes two at most; a graph in pieces is an error.
     """
     torch.compiler.reset()  # PyTorch counts recompilations by function: those of a former run's model are not ours
-    return torch.compile(model, fullgraph=True, dynamic=False)
+    return torch.compile(model, fullgraph=True, dynamic=False)  # type: ignore[return-value]  # of a module it is one

@@ -78,7 +78,8 @@ class Trainer:
             decay_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
         self.generator = torch.Generator(team.device)
-        self.step, self.loss_sum, self.seconds, self.best, self.history = 0, 0.0, 0.0, -1.0, []
+        self.step, self.loss_sum, self.seconds, self.best = 0, 0.0, 0.0, -1.0
+        self.history: list[dict] = []
         self.unseen: list[Tensor] = []  # loss and gradient norm of the steps that nobody has looked at
         self.next_look, self.looked_at = 0, time.monotonic()
         self.images = data.train_images
@@ -113,7 +114,7 @@ class Trainer:
     @property
     def final_model(self) -> Backbone:
         """The weights that count: the average if there is one."""
-        return self.average.module if self.average else self.model
+        return self.average.module if self.average else self.model  # type: ignore[return-value]  # a copy of the model
 
     def open(self) -> None:
         """Start the run's folder, or go on from the state that is in it."""
@@ -224,9 +225,8 @@ class Trainer:
         """
         if not self.unseen:
             return
-        found = torch.stack(self.unseen).cpu()
-        seconds = torch.full((1, 2), time.monotonic() - self.looked_at)
-        *found, (seconds, _) = self.team.mean(torch.cat((found, seconds))).tolist()
+        waited = torch.full((1, 2), time.monotonic() - self.looked_at)
+        *found, (seconds, _) = self.team.mean(torch.cat((torch.stack(self.unseen).cpu(), waited))).tolist()
         first = self.step - len(found) + 1
         for step, (loss, norm) in enumerate(found, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from minivim.checks import shown
 from minivim.data import ImageData, load_data
 from minivim.data.augment import normalise
-from minivim.data.images import fetch, fit, read_image, to_tensor
+from minivim.data.images import LazyImages, fetch, fit, read_image, to_tensor
 from minivim.models import checkpoints
 from minivim.models.backbone import Backbone
 from minivim.processes import choose_device
@@ -23,7 +23,7 @@ from minivim.train.backend import apply_backend
 @torch.inference_mode()
 def logits_of(
     model: nn.Module,
-    images: UInt8[Tensor, "M 3 H W"] | Dataset,
+    images: UInt8[Tensor, "M 3 H W"] | LazyImages | Subset,
     mean: Sequence[float],
     std: Sequence[float],
     *,

@@ -14,7 +14,8 @@ class Screen:
     """One process's screen; `leads`: whether it is the one that speaks."""
 
     def __init__(self, config: TrainConfig, leads: bool):
-        self.config, self.leads, self.writer = config, leads, None
+        self.config, self.leads = config, leads
+        self.writer: Any = None  # TensorBoard's, once there is something to write
 
     def say(self, *lines: str) -> None:
         """Print lines above the progress bar."""

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from minivim.models import Backbone
+
 
 def seed_from(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part: neighbouring steps get unrelated random numbers."""
@@ -26,7 +28,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, end: float)
     return peak * (end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def decay_groups(model: Backbone, weight_decay: float) -> list[dict]:
     """AdamW's two groups: what decays, and what must not (A_log, D, biases, norms, embeddings), as the model says."""
     spared = model.no_weight_decay()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

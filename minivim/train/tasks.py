@@ -1,9 +1,12 @@
 """What is classification about a training run; another task has the same four parts."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
+from torch.utils.data import Subset
 
 from minivim.data import ImageData
 from minivim.data.augment import augment
@@ -17,8 +20,8 @@ from minivim.train.recipes import TrainConfig
 
 def build_model(config: TrainConfig, data: ImageData) -> Backbone:
     """The configuration's model for these images and classes."""
-    names = ("patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "pos_embed")
-    names += ("directions", "scan_order", "init")
+    sizes = ("patch_size", "embed_dim", "depth", "expand", "state_dim")
+    names = (*sizes, "cls_token", "pos_embed", "directions", "scan_order", "init")
     overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
     model = create_model(config.model, **overrides)
@@ -44,18 +47,19 @@ class Classification:
     ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K"]]:
         """The augmented images and their targets, on the images' device."""
         data = self.data
-        return augment(images, labels, len(data.classes), data.mean, data.std, self.config, generator)
+        config: Any = self.config  # an Augmentation, but frozen, and a Protocol's attributes can be set
+        return augment(images, labels, len(data.classes), data.mean, data.std, config, generator)
 
     def evaluate(self, model: Backbone) -> dict[str, float]:
         """Mean cross-entropy and accuracy on the test images; each process scores its share of them."""
         data, team = self.data, self.team
         rows = torch.arange(team.rank, len(data.test_labels), team.size)
         images, labels = data.test_images, data.test_labels[rows]
-        images = torch.utils.data.Subset(images, rows.tolist()) if isinstance(images, LazyImages) else images[rows]
+        share = Subset(images, rows.tolist()) if isinstance(images, LazyImages) else images[rows]
         sums = torch.zeros(3, dtype=torch.float64)
         if len(rows):
             workers, bf16 = self.config.workers, self.config.bf16
-            logits = logits_of(model, images, data.mean, data.std, bf16=bf16, workers=workers)
+            logits = logits_of(model, share, data.mean, data.std, bf16=bf16, workers=workers)
             right, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
             sums = torch.stack([loss.double(), right.double(), torch.tensor(len(rows), dtype=torch.float64)])
         loss, right, count = team.mean(sums).tolist()

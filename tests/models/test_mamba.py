@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
 
 from minivim import MambaBlock
 
@@ -58,6 +60,68 @@ def test_step_equals_forward(conv_kernel, length):
             output, state = block.step(token, state)
             outputs.append(output)
         torch.testing.assert_close(torch.stack(outputs, dim=1), block(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_of_tokens_after_others_is_the_rest_of_the_sequence(block):
+    x, z = torch.randn(2, 3, 9, 24, dtype=torch.float64)
+    state = block.initial_state(3)
+    parts = []
+    for start, stop in ((0, 1), (1, 6), (6, 9)):  # shorter and longer than the convolution
+        y, state = block.ssm(x[:, start:stop], z[:, start:stop], state=state)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), block.ssm(x, z))
+
+
+def run_steps(block, x):
+    state, outputs = block.initial_state(len(x)), []
+    for token in x.unbind(1):
+        output, state = block.step(token, state)
+        outputs.append(output)
+    return torch.stack(outputs, dim=1)
+
+
+@pytest.mark.parametrize("name", ["ssm", "ssm.x_proj", "ssm.dt_proj", "in_proj", "out_proj"])
+def test_hooks_act_in_step_as_in_forward(block, name):
+    x, seen = torch.randn(2, 4, 12, dtype=torch.float64), []
+    layer = block.get_submodule(name)
+    layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2, *inputs[1:]))
+    layer.register_forward_hook(lambda *_: seen.append(name))
+    torch.testing.assert_close(run_steps(block, x), block(x))
+    assert seen == [name] * 5
+
+
+def test_a_pruned_parameter_acts_in_step(block):
+    x = torch.randn(2, 4, 12, dtype=torch.float64)
+    before = run_steps(block, x)
+    prune.random_unstructured(block.ssm, "conv_weight", 0.5)
+    with torch.no_grad():
+        block.ssm.conv_weight_orig.mul_(2)  # in place: the mask is applied anew at each call
+    torch.testing.assert_close(run_steps(block, x), block(x))
+    assert not torch.allclose(run_steps(block, x), before)
+
+
+def test_a_method_of_its_own_acts_in_step(block):
+    x = torch.randn(2, 4, 12, dtype=torch.float64)
+    conv = block.ssm.conv
+    block.ssm.conv = lambda *arguments: 2 * conv(*arguments)
+    torch.testing.assert_close(run_steps(block, x), block(x))
+    block.ssm.forward = lambda x, z, backend: x * z
+    with pytest.raises(TypeError, match="unexpected keyword argument 'state'"):
+        run_steps(block, x)
+
+
+def test_a_stranger_in_place_of_the_ssm_is_refused_by_name(block):
+    state = block.initial_state(2)
+    block.ssm = nn.Sequential(block.ssm)
+    for call in (lambda: block.initial_state(2), lambda: block.step(torch.ones(2, 12, dtype=torch.float64), state)):
+        with pytest.raises(TypeError, match="ssm is a Sequential; to go step by step it must be a SelectiveSSM"):
+            call()
+
+
+def test_steps_backwards_are_refused(block):
+    block.ssm.reverse = True
+    with pytest.raises(ValueError, match="reverse is True; it must be False where a state comes"):
+        run_steps(block, torch.ones(2, 3, 12, dtype=torch.float64))
 
 
 def test_is_causal_and_remembers(block):

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minivim.compat import selective_scan_fn
 from minivim.ops import available_backends, bidirectional_scan, implementations, scan_reference, selective_scan
 
 FAST = [name for name in ("numba", "chunked") if name in available_backends("cpu")]
@@ -300,32 +299,6 @@ def test_both_directions_are_the_mean_of_two_scans(backend, shape):
         torch.testing.assert_close(a, b)
 
 
-# --- under mamba_ssm's name
-
-
-@pytest.mark.parametrize("groups", [None, 1, 3])
-def test_compat_is_the_same_scan_in_another_layout(groups):
-    inputs = problem(2, 21, 6, 4, ("D", "z", "delta_bias"))
-    if groups is None:
-        expected = scan_reference(**inputs, delta_softplus=True)
-        maps = {name: inputs[name].transpose(1, 2) for name in ("B", "C")}
-    else:
-        maps = {name: torch.randn(2, groups, 4, 21, dtype=torch.float64) for name in ("B", "C")}
-        width = 6 // groups
-        parts = []
-        for g in range(groups):
-            own = slice(g * width, (g + 1) * width)
-            part = {k: v[own] if v.ndim < 3 else v[..., own] for k, v in inputs.items() if k not in ("B", "C")}
-            part |= {name: maps[name][:, g].transpose(1, 2) for name in ("B", "C")}
-            parts.append(scan_reference(**part, delta_softplus=True))
-        expected = tuple(torch.cat(x, dim=d) for x, d in zip(zip(*parts, strict=True), (2, 1), strict=True))
-    time_last = {k: v.transpose(1, 2) if v.ndim == 3 else v for k, v in inputs.items()} | maps
-    out, last = selective_scan_fn(**time_last, delta_softplus=True, return_last_state=True)
-    torch.testing.assert_close(out.transpose(1, 2), expected[0])
-    torch.testing.assert_close(last, expected[1])
-    assert torch.equal(selective_scan_fn(**time_last, delta_softplus=True), out)
-
-
 # --- bad input
 
 
@@ -362,22 +335,6 @@ def test_bad_input_is_named(change, error, sentence, unchecked):
     inputs = problem(2, 5, 6, 4, dtype=torch.float32) | change
     with pytest.raises(error, match=sentence):
         selective_scan(**inputs)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "sentence"),
-    [
-        (shaped("A", 6, 4, dtype=torch.complex64), TypeError, "A has dtype torch.complex64; complex A is not"),
-        (shaped("B", 6, 4), ValueError, r"B has shape \(6, 4\); it must be \(B, N, L\) or \(B, G, N, L\)"),
-        (shaped("B", 2, 4, 4, 5), ValueError, "C has 1 groups; it must have as many as B, which has 4"),
-        (shaped("B", 2, 4, 4, 5) | shaped("C", 2, 4, 4, 5), ValueError, "B has 4 groups; .* divide the 6 channels"),
-        ({"C": 3}, TypeError, "C is a int; it must be a tensor"),
-    ],
-)
-def test_bad_input_to_compat_is_named(change, error, sentence, unchecked):
-    inputs = {k: v.transpose(1, 2) if v.ndim == 3 else v for k, v in problem(2, 5, 6, 4, ()).items()} | change
-    with pytest.raises(error, match=sentence):
-        selective_scan_fn(**inputs)
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch, unchecked):
