@@ -28,7 +28,7 @@ def check_states(A: Tensor, backend: str) -> None:
 
 def in_memory(arguments: Sequence) -> list:
     """Tensors as their memory holds them: a kernel reads addresses, which know of no pending minus sign."""
-    found = []
+    found: list = []
     for x in arguments:
         if isinstance(x, Tensor):
             found.append(x.resolve_neg() if x.is_neg() else x)

@@ -25,9 +25,9 @@ def shown(value: object) -> str:
 
 def listed(names: Iterable[object], most: int = 3) -> str:
     """The first few names, each printable and cut, and how many more there are."""
-    names = [str(name) for name in names]
-    cut = [printable(name if len(name) <= 80 else f"{name[:50]}...{name[-27:]}") for name in names[:most]]
-    return ", ".join(cut) + (f" and {len(names) - most} more" if len(names) > most else "")
+    texts = [str(name) for name in names]
+    cut = [printable(text if len(text) <= 80 else f"{text[:50]}...{text[-27:]}") for text in texts[:most]]
+    return ", ".join(cut) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def notify(sentence: str) -> None:

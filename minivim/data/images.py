@@ -93,9 +93,10 @@ def fit_tensor(
     return images[:, :, top : top + rows, left : left + columns]
 
 
-def random_resized_crop(image: Any, size: int, smallest_area: float, generator: torch.Generator):
+def random_resized_crop(image: Any, size: int | tuple[int, int], smallest_area: float, generator: torch.Generator):
     """A random box of `smallest_area` to 1 of the image, aspect 3/4 to 4/3, resized to `size` (1409.4842)."""
     Image = require("PIL.Image", "train")
+    rows, columns = sides(size)
     for _ in range(10):
         area, aspect, x, y = torch.rand(4, generator=generator).tolist()
         area = image.width * image.height * (smallest_area + (1 - smallest_area) * area)
@@ -104,7 +105,7 @@ def random_resized_crop(image: Any, size: int, smallest_area: float, generator: 
         if 0 < width <= image.width and 0 < height <= image.height:
             left, top = round(x * (image.width - width)), round(y * (image.height - height))
             box = (left, top, left + width, top + height)
-            return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            return image.resize((columns, rows), Image.Resampling.BICUBIC, box=box)
     return fit(image, size)
 
 

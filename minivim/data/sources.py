@@ -51,7 +51,7 @@ class ImageData:
     def img_size(self) -> int:
         """The side of the images, in pixels."""
         images = self.train_images
-        return images.img_size if isinstance(images, LazyImages) else images.shape[-1]
+        return sides(images.img_size)[1] if isinstance(images, LazyImages) else images.shape[-1]
 
 
 def load_data(

@@ -214,7 +214,8 @@ class Trainer:
         """Move the averaged weights towards the present ones; AveragedModel itself would wait for the device."""
         # A short memory at first, so that the random initial weights are soon forgotten.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
-        averages, weights = list(self.average.module.parameters()), list(self.model.parameters())
+        averages: list[Tensor] = list(self.average.module.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - decay)
         self.average.n_averaged += 1
 

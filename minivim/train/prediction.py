@@ -50,7 +50,7 @@ def open_checkpoint(
 
     An official file has no names: None. Raises ValueError for a file that says too little or contradicts itself.
     """
-    model, extra = checkpoints.load_any(checkpoint)
+    model, extra = checkpoints.load_any(os.fspath(checkpoint))
     if extra is not None and ("classes" not in extra or model.preparation is None):
         raise ValueError(f"checkpoint is {str(checkpoint)!r}; it must be written by minivim train (it has no classes)")
     classes = None if extra is None else check_classes(extra["classes"], model.num_classes)

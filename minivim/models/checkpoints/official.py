@@ -192,7 +192,7 @@ def telling_shapes(state: Mapping[str, Tensor], source: str) -> dict[str, tuple[
 
 
 def complete_config(
-    found: dict, options: dict, name: str | None, fields: Mapping, state: Mapping[str, Tensor], source: str
+    found: dict, options: dict, name: str | None, fields: dict, state: Mapping[str, Tensor], source: str
 ) -> VimConfig:
     """The configuration: `found` in the shapes, then what `options` say, then the user's `fields`."""
     options.setdefault("if_cls_token", found["cls_token"] != "none")
@@ -216,7 +216,8 @@ def complete_config(
 
 def check_agreement(found: Mapping, said: Mapping, options: Mapping, source: str) -> None:
     """Raise a ValueError where args or options say of the shapes what they are not."""
-    kind = {"head": "middle"}.get(said.get("cls_token"), said.get("cls_token"))
+    kind = said.get("cls_token")
+    kind = "middle" if kind == "head" else kind
     said = {**said, "cls_token": kind} if kind else said
     other = [
         f"{key} {shown(said[key])}, its shapes {found[key]}" for key in found if key in said and said[key] != found[key]

@@ -33,7 +33,7 @@ ALIASES = {"input_size": "img_size", "nb_classes": "num_classes", "if_devide_out
 NAME = re.compile(r"vim_(tiny|small|base)_patch(\d{1,4})(?:_stride(\d{1,4}))?_(\d{1,5})((?:_\w+)?)")
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 # Words of the names, longer ones first, and the options that they set.
-WORDS = {
+WORDS: dict[str, dict] = {
     r"bimambav1": {"bimamba_type": "v1"},
     r"bimambav2": {"bimamba_type": "v2"},
     r"final_pool_none": {"final_pool_type": "none"},
@@ -53,7 +53,7 @@ WORDS = {
 }
 
 # What changes the output and is not ours: the values that leave it as it is.
-WITHOUT_EFFECT = {
+WITHOUT_EFFECT: dict[str, tuple] = {
     "rms_norm": (True,),
     "if_bidirectional": (False,),
     "if_rope": (False,),
@@ -78,7 +78,8 @@ def read_args(args: object) -> tuple[dict, str | None]:
 
     What stands in `args` by itself comes before what the name spells. Raises ValueError for values of another kind.
     """
-    values, stated, name = values_of(args), {}, None
+    stated: dict = {}
+    values, name = values_of(args), None
     if values.get("model") is not None:
         stated, name = name_options(values["model"])
     for key, value in values.items():
@@ -96,7 +97,8 @@ def name_options(name: object) -> tuple[dict, str | None]:
     """
     if not isinstance(name, str):
         raise ValueError(f"args.model is {shown(name)}; it must be the name of a model")
-    stated, match = {}, NAME.fullmatch(name)
+    stated: dict = {}
+    match = NAME.fullmatch(name)
     if match:
         size, patch, stride, image, _ = match.groups()
         stated = {"embed_dim": WIDTHS[size], "depth": 24, "patch_size": int(patch), "img_size": int(image)}
@@ -193,6 +195,6 @@ def preparation_of(args: object, side: int) -> Preparation:
     """
     values = values_of(args)
     crop = values.get("eval_crop_ratio")
-    known = {"crop_pct": (0.875 if crop is None else crop) if side > 32 else 1.0}
+    known: dict = {"crop_pct": (0.875 if crop is None else crop) if side > 32 else 1.0}
     known |= {name: values[name] for name in ("mean", "std") if isinstance(values.get(name), list | tuple)}
     return Preparation(**known)

@@ -40,9 +40,9 @@ def unwrap(model: nn.Module) -> Backbone:
 
     Raises TypeError for what is no model of ours.
     """
-    inner, ours = model, tuple(model_class for model_class, _ in CLASSES.values())
-    while not isinstance(inner, ours):
-        wrapped = [inner._modules[name] for name in ("_orig_mod", "module") if name in inner._modules]
+    inner = model
+    while not isinstance(inner, Backbone):
+        wrapped = [module for name, module in inner.named_children() if name in ("_orig_mod", "module")]
         if not wrapped:
             raise TypeError(f"model is a {type(inner).__name__}; it must be a {' or '.join(CLASSES)}, wrapped or not")
         inner = wrapped[0]
@@ -128,6 +128,7 @@ def _description(header: dict) -> tuple[type[Backbone], BackboneConfig]:
     """The class and the configuration in a header; ValueError for what no `save` has written."""
     name, values = header.get("model"), header.get("config")
     check_choice("model", name, tuple(CLASSES))
+    assert isinstance(name, str)  # as its choices are
     if not isinstance(values, dict):
         raise ValueError(f"config is {shown(values)}; it must be the fields of the configuration")
     model_class, config_class = CLASSES[name]
@@ -169,9 +170,13 @@ def read_all(path: str | Path, key: str | None = None) -> tuple[dict[str, Tensor
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"path is {str(path)!r}; it must be an existing file")
-    content, header = _read_safetensors(path) if path.suffix == ".safetensors" else (read_pickled(path), None)
-    args = content.get("args") if isinstance(content, Mapping) else None
-    state = content if header is not None else find_weights(content, str(path), key)
+    if path.suffix == ".safetensors":
+        state, header = _read_safetensors(path)
+        state, args = state if header is not None else find_weights(state, str(path), key), None
+    else:
+        content, header = read_pickled(path), None
+        state = find_weights(content, str(path), key)
+        args = content.get("args") if isinstance(content, Mapping) else None
     check_size(state, str(path))
     return state, header, args
 

@@ -8,6 +8,7 @@ each as a class or function that can do no harm: a namespace, paths that touch n
 import re
 import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -32,7 +33,7 @@ def numpy_number(kind: NumpyType, data: bytes) -> object:
 
 
 # What a pickle may name besides torch's own list, and what stands for it. Python 3.13 calls pathlib pathlib._local.
-HARMLESS = [
+HARMLESS: list[Callable | tuple[Callable, str]] = [
     (Namespace, "argparse.Namespace"),
     (NumpyType, "numpy.dtype"),
     (numpy_number, "numpy.core.multiarray.scalar"),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ ANCHOR = "patch_embed.proj.weight"  # a name that every model has, ours and the 
 WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # at any place of a name
 AVERAGES = re.compile("ema|teacher|average|momentum|shadow", re.IGNORECASE)
 BLOCK = re.compile(r"(?:blocks|layers)\.(\d{1,9})\.")
+Model = TypeVar("Model", bound=Backbone)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -57,7 +59,8 @@ def _models(mapping: Mapping) -> dict[str, dict[str, Tensor]]:
     """The models among the tensors of one mapping, by the prefix of their names; the prefix is taken off."""
     tensors = {WRAPPERS.sub("", k): v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
     prefixes = [name.removesuffix(ANCHOR) for name in tensors if name == ANCHOR or name.endswith(f".{ANCHOR}")]
-    models, left = {prefix: {} for prefix in sorted(prefixes, key=len, reverse=True)}, []
+    models: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in sorted(prefixes, key=len, reverse=True)}
+    left = []
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in models if name.startswith(prefix)), None)  # the longest
         if prefix is not None:
@@ -119,7 +122,7 @@ def count_blocks(state: Mapping[str, Tensor], source: str) -> int:
 # ---------------------------------------------------------------- comparing and filling
 
 
-def empty_model(model_class: type[Backbone], config: BackboneConfig, source: str) -> Backbone:
+def empty_model(model_class: type[Model], config: BackboneConfig, source: str) -> Model:
     """A model without memory, to compare names and shapes with, or to be filled."""
     try:
         with torch.device("meta"):
@@ -127,7 +130,7 @@ def empty_model(model_class: type[Backbone], config: BackboneConfig, source: str
     except (RuntimeError, TypeError, OverflowError, MemoryError):  # sizes beyond 64 bits
         values = {field.name: getattr(config, field.name) for field in fields(config)}
         sizes = {name: max(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        largest = max((name for name in sizes if isinstance(sizes[name], int)), key=sizes.get)
+        largest = max((name for name in sizes if isinstance(sizes[name], int)), key=lambda name: sizes[name])
         raise ValueError(f"{largest} is {shown(values[largest])} in {source}; no model can have it") from None
 
 
@@ -141,7 +144,7 @@ def expected_state(
     depth = getattr(config, "depth", None)
     if depth is None:
         return empty_model(model_class, config, source).state_dict()
-    depth, expected = min(depth, count_blocks(state, source) + 1), {}
+    depth, expected = min(depth, count_blocks(state, source) + 1), dict[str, Tensor]()
     for name, tensor in empty_model(model_class, replace(config, depth=1), source).state_dict().items():
         inside = name.removeprefix("blocks.0.")
         names = [name] if inside == name else [f"blocks.{index}.{inside}" for index in range(depth)]
@@ -154,7 +157,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
-def fill(model: Backbone, state: Mapping[str, Tensor]) -> Backbone:
+def fill(model: Model, state: Mapping[str, Tensor]) -> Model:
     """Give a model, on the meta device or not, the weights of a state dict that fits it."""
     if any(parameter.is_meta for parameter in model.parameters()):
         model.to_empty(device=torch.get_default_device())
