@@ -205,6 +205,36 @@ def grade(arguments: Sequence[str]) -> None:
     print(table(grade_files(**flags)))
 
 
+def export_flags(checkpoint: str, file: str, /) -> dict:
+    """Write a model as an ONNX file, for whatever runs ONNX without PyTorch.
+
+    Args:
+        checkpoint: A file written by minivim train, or an official one.
+        file: The file to write, NAME.onnx.
+    """
+    return {"checkpoint": checkpoint, "file": file}
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a model as an ONNX file: minivim export CHECKPOINT FILE.onnx"""
+    flags = parse(export_flags, arguments, "export")
+    from minivim.models.export import describe, export_onnx
+
+    model, extra = open_any(flags["checkpoint"])
+    export_onnx(model, flags["file"], extra)
+    print(describe(model, flags["file"]))
+
+
+def open_any(checkpoint: str) -> tuple:
+    """The model of a file of ours or of an official one, and what stands beside the weights."""
+    from minivim.models import checkpoints
+
+    header = checkpoints.read_file(checkpoint)[1]
+    if header is None:
+        return checkpoints.load_official(checkpoint), {}
+    return checkpoints.load(checkpoint), header["extra"]
+
+
 COMMANDS = {
     "train": train,
     "eval": evaluate,
@@ -213,6 +243,7 @@ COMMANDS = {
     "doctor": doctor,
     "bench": bench,
     "grade": grade,
+    "export": export,
 }
 
 

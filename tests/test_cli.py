@@ -54,12 +54,12 @@ def picture(tmp_path_factory):
 def test_help_names_every_command(capsys):
     code, out, err = run(capsys, "--help")
     assert code == 0 and err == ""
-    assert all(f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade"))
+    assert all(f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade", "export"))
     assert run(capsys) == (0, out, "")
 
 
 @pytest.mark.parametrize(
-    "command", [["train"], ["eval"], ["predict"], ["grade"], ["bench"], ["bench", "scan"], ["bench", "model"]]
+    "command", [["train"], ["eval"], ["predict"], ["grade"], ["export"], ["bench"], ["bench", "scan"], ["bench", "model"]]
 )
 def test_each_command_explains_its_flags(capsys, command):
     code, out, err = run(capsys, *command, "--help")
