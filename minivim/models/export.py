@@ -38,7 +38,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike, extra: Mapping | None
         raise TypeError(f"model is a {name}; it must be a VisionMamba, a DeiT or a MambaBlock, not what wraps one")
     size = 4 * sum(tensor.numel() for tensor in model.state_dict().values())
     if size > LARGEST:
-        raise ValueError(f"model has {size / 2**30:.1f} GiB of weights; it must have less than the 2 GiB of an ONNX file")
+        raise ValueError(f"model has {size / 2**30:.1f} GiB of weights; it must have less than 2 GiB, as one file does")
     if not Path(path).parent.is_dir():
         raise ValueError(f"path is {os.fspath(path)!r}; it must be in a folder that exists")
     proto = translate(model).model_proto
@@ -120,7 +120,7 @@ def difference(model: nn.Module, path: str | os.PathLike) -> float:
 
 
 def describe(model: nn.Module, path: str | os.PathLike) -> str:
-    """One sentence about the file that `export_onnx` has written for `model`, compared with onnxruntime if it is here."""
+    """One sentence about the file that `export_onnx` wrote for `model`; onnxruntime checks it where it is installed."""
     onnx = require("onnx", "onnx")
     graph = onnx.load(os.fspath(path)).graph
     names = [
