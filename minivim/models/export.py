@@ -18,6 +18,7 @@ from minivim.models.backbone import Backbone
 from minivim.models.mamba import MambaBlock
 
 LARGEST = 2**31 - 2**24  # bytes of weights: one file holds 2 GiB, and the graph takes a few MB of it
+OPSET = 18  # what torch.onnx translates to; another one would be converted from it
 LENGTH = 3  # tokens of the example for a MambaBlock; any number but 0 and 1, which torch.export takes as fixed
 KNOWN = ("mean", "std", "classes")  # of what a checkpoint stores beside the weights, what a user of the file needs
 
@@ -78,11 +79,14 @@ def translate(model: nn.Module) -> "torch.onnx.ONNXProgram":
     for module in model.modules():
         if hasattr(module, "backend"):
             module.backend = BACKEND
+    if isinstance(model, Backbone):  # a hooked layer is called: one Conv instead of gathered pixels
+        model.patch_embed.proj.register_forward_hook(lambda *_: None)
     with torch.no_grad(), quiet():
         program = torch.onnx.export(
             model,
             (torch.zeros(2, *shape),),
             dynamo=True,
+            opset_version=OPSET,
             input_names=[name],
             output_names=[output],
             dynamic_shapes=(free,),

@@ -151,6 +151,11 @@ def test_a_deit_equals_its_file(tmp_path):
     assert_equal(model.eval(), tmp_path / "deit.onnx", (3, 8, 8))
 
 
+def test_patches_are_one_convolution(folder):
+    kinds = [node.op_type for node in nodes(onnx.load(written(folder)[2]).graph)]
+    assert kinds.count("Conv") == 1 + 2 * 2 and "Gather" not in kinds
+
+
 def test_a_mamba_block_equals_its_file_for_any_number_of_tokens(tmp_path):
     model = perturbed(MambaBlock(6))
     export_onnx(model, tmp_path / "block.onnx")
