@@ -209,6 +209,27 @@ def grade(arguments: Sequence[str]) -> None:
     print(table(grade_files(**flags)))
 
 
+def export_flags(checkpoint: str, file: str, /) -> dict:
+    """Write a model as an ONNX file, for whatever runs ONNX without PyTorch.
+
+    Args:
+        checkpoint: A file written by minivim train, or an official one.
+        file: The file to write, NAME.onnx.
+    """
+    return {"checkpoint": checkpoint, "file": file}
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a model as an ONNX file: minivim export CHECKPOINT FILE.onnx"""
+    flags = parse(export_flags, arguments, "export")
+    from minivim.models.checkpoints import load_any
+    from minivim.models.export import describe, export_onnx
+
+    model, extra = load_any(flags["checkpoint"])
+    export_onnx(model, flags["file"], extra)
+    print(describe(model, flags["file"]))
+
+
 COMMANDS = {
     "train": train,
     "eval": evaluate,
@@ -217,6 +238,7 @@ COMMANDS = {
     "doctor": doctor,
     "bench": bench,
     "grade": grade,
+    "export": export,
 }
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from minivim import cli, create_model, list_models
+from minivim import cli, create_model, list_models, to_official
 from minivim.models import checkpoints
 from minivim.train.recipes import TrainConfig
 
@@ -54,7 +54,9 @@ def picture(tmp_path_factory):
 def test_help_names_every_command(capsys):
     code, out, err = run(capsys, "--help")
     assert code == 0 and err == ""
-    assert all(f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade"))
+    assert all(
+        f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade", "export")
+    )
     assert run(capsys) == (0, out, "")
 
 
@@ -64,7 +66,8 @@ def test_version_is_the_installed_one(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [["train"], ["eval"], ["predict"], ["grade"], ["bench"], ["bench", "scan"], ["bench", "model"]]
+    "command",
+    [["train"], ["eval"], ["predict"], ["grade"], ["export"], ["bench"], ["bench", "scan"], ["bench", "model"]],
 )
 def test_each_command_explains_its_flags(capsys, command):
     code, out, err = run(capsys, *command, "--help")
@@ -161,6 +164,25 @@ def test_eval_prints_what_evaluate_returns(capsys, checkpoint):
     assert [line.split()[0] for line in out.splitlines()[1:]] == [str(digit) for digit in range(10)]
 
 
+def test_export_writes_a_file_and_checks_it(capsys, checkpoint, tmp_path, unchecked):
+    pytest.importorskip("onnxscript", reason="export needs the extra 'onnx'")
+    import onnx
+
+    code, out, _ = run(capsys, "export", str(checkpoint), str(tmp_path / "digits.onnx"))
+    assert code == 0 and out.startswith(f"{tmp_path / 'digits.onnx'}: 0.") and out.count("\n") == 1
+    assert "image (batch, 3, 8, 8) -> logits (batch, 10), 2 Scan nodes; onnxruntime differs from PyTorch by" in out
+    known = {entry.key: json.loads(entry.value) for entry in onnx.load(tmp_path / "digits.onnx").metadata_props}
+    assert known["classes"] == list("0123456789") and known["mean"] == [0.3] * 3
+
+
+def test_export_opens_official_files_too(tmp_path, checkpoint):
+    model = create_model("vim_nano_patch2_8", depth=1, embed_dim=16)
+    torch.save({"model": to_official(model)}, tmp_path / "official.pth")
+    opened, extra = cli.open_any(str(tmp_path / "official.pth"))
+    assert extra == {} and torch.equal(opened.head.weight, model.head.weight)
+    assert cli.open_any(str(checkpoint))[1]["classes"] == list("0123456789")
+
+
 def test_predict_prints_the_likeliest_classes(capsys, checkpoint, picture):
     from minivim.train.prediction import predict
 
@@ -195,6 +217,8 @@ MISTAKES = [
     (["eval", "CHECKPOINT", "--data", "shapes"], ["data", "disc", "must be the model's"]),
     (["eval", "CHECKPOINT", "--data", "nowhere"], ["data", "'nowhere'", "must be one of digits"]),
     (["eval", "CHECKPOINT", "--data", "digits", "--backend", "fast"], ["backend", "'fast'", "must be one of"]),
+    (["export", "none.pth", "OUT"], ["'none.pth'", "must be an existing file"]),
+    (["export", "CHECKPOINT", "no/x.onnx"], ["path", "'no/x.onnx'", "must be in a folder that exists"]),
     (["predict", "CHECKPOINT"], ["image", "must name at least one image file"]),
     (["predict", "CHECKPOINT", "none.png"], ["image", "'none.png'", "must be an existing file"]),
     (["predict", "CHECKPOINT", "TEXT"], ["image", "TEXT", "could not be read"]),
