@@ -45,10 +45,10 @@ def export_onnx(model: nn.Module, path: str | os.PathLike, extra: Mapping | None
     proto = translate(model).model_proto
     for key, value in metadata(model, extra or {}).items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
-    write_atomically(path, proto.SerializeToString())
+    write_atomically(Path(path), proto.SerializeToString())
 
 
-def metadata(model: nn.Module, extra: Mapping) -> dict:
+def metadata(model: Backbone | MambaBlock, extra: Mapping) -> dict:
     """What a user of the file needs to know and cannot see in its graph."""
     if isinstance(model, MambaBlock):
         return {}
@@ -56,7 +56,7 @@ def metadata(model: nn.Module, extra: Mapping) -> dict:
     return known | {key: extra[key] for key in KNOWN if key in extra}
 
 
-def interface(model: nn.Module) -> tuple[str, tuple[int, ...], str]:
+def interface(model: Backbone | MambaBlock) -> tuple[str, tuple[int, ...], str]:
     """The input's name, the shape of one sample of it, and the output's name."""
     if isinstance(model, MambaBlock):
         return "tokens", (LENGTH, model.in_proj.in_features), "output"
@@ -64,12 +64,12 @@ def interface(model: nn.Module) -> tuple[str, tuple[int, ...], str]:
     return "image", (config.in_chans, *config.image_shape), "logits" if config.num_classes else "features"
 
 
-def still(model: nn.Module) -> nn.Module:
+def still(model: Backbone | MambaBlock) -> Backbone | MambaBlock:
     """A copy of the model as it is exported: evaluation mode, float32, on the CPU."""
     return copy.deepcopy(model).eval().to("cpu", torch.float32)
 
 
-def translate(model: nn.Module) -> "torch.onnx.ONNXProgram":
+def translate(model: Backbone | MambaBlock) -> "torch.onnx.ONNXProgram":
     """The model in ONNX's operators: torch.onnx translates all but the scan, which `ops/onnx.py` does."""
     from minivim.ops.onnx import BACKEND, TRANSLATIONS, clear
 
@@ -78,7 +78,7 @@ def translate(model: nn.Module) -> "torch.onnx.ONNXProgram":
     model = still(model)
     for module in model.modules():
         if hasattr(module, "backend"):
-            module.backend = BACKEND
+            module.backend = BACKEND  # type: ignore[assignment]  # no nn.Module says what its attributes are
     if isinstance(model, Backbone):  # a hooked layer is called: one Conv instead of gathered pixels
         model.patch_embed.proj.register_forward_hook(lambda *_: None)
     with torch.no_grad(), quiet():
@@ -111,7 +111,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def difference(model: nn.Module, path: str | os.PathLike) -> float:
+def difference(model: Backbone | MambaBlock, path: str | os.PathLike) -> float:
     """How far onnxruntime is from PyTorch on three random inputs: the largest difference over the largest output."""
     onnxruntime = require("onnxruntime", "onnx")
     name, shape, _ = interface(model)
@@ -123,7 +123,7 @@ def difference(model: nn.Module, path: str | os.PathLike) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def describe(model: nn.Module, path: str | os.PathLike) -> str:
+def describe(model: Backbone | MambaBlock, path: str | os.PathLike) -> str:
     """One sentence about the file that `export_onnx` wrote for `model`; onnxruntime checks it where it is installed."""
     onnx = require("onnx", "onnx")
     graph = onnx.load(os.fspath(path)).graph
