@@ -247,7 +247,7 @@ def draw_race(axis, curves):
     ):
         axis.axhline(100 * level, color=COLOURS["grey"], linestyle=line, label=name)
     axis.set(ylim=(0, 103), xlabel="steps of training", ylabel="right answers (%)")
-    axis.legend(loc=(0.58, 0.42))
+    axis.legend(loc=(0.6, 0.41), fontsize=8)
 
 
 # %% [markdown]
@@ -288,7 +288,8 @@ print(f"the grey lines: most frequent number {lazy:.0%}, blind guess {1 / 8:.1%}
 # %% [markdown]
 # **What to see.** Mamba needs a hundred steps to see the point, and in the end it answers everything. S4D is the faster
 # starter: it soon passes the lazy reader. Then its curve flattens, nearly twenty points below. (Each curve of this
-# chapter is one training from one seed. Another seed moves it by some points; small differences mean nothing.)
+# chapter is one training from one seed. Another seed, or another processor, moves it by some points; small differences
+# mean nothing.)
 #
 # Both have the same number of parameters, the same data, the same number of steps. What does Mamba have that S4D lacks?
 #
@@ -1121,10 +1122,10 @@ print("the data tokens stand at", data[0].nonzero().flatten().tolist())
 # which input $u[s]$ is multiplied on its way into output $y[t]$. Blue adds it, red subtracts it, white means that it
 # does not count. Each picture has its own scale, on its right.
 #
-# Left: S4D weighs by age, so each diagonal has one colour. Right: Mamba's weights stand in columns. A few tokens write,
-# three places after each of the data tokens (why three, we see in a moment). Their columns go on downwards until the
-# questions (rows 32 to 35). All else is nearly zero. A weight is writing times fading times reading, so a column also
-# changes where $C[t]$ changes, above all at the questions. It is one of 64 channels; none answers alone.
+# Left: S4D weighs by age, so each diagonal has one colour. Right: Mamba's weights stand in columns. A few tokens
+# write, most of them three places after a data token (why three, we see in a moment). Their columns go on downwards,
+# some until the questions (rows 32 to 35). All else is nearly zero. A weight is writing times fading times reading, so
+# a column also changes where $C[t]$ changes, above all at the questions. It is one of 64 channels; none answers alone.
 #
 # Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it
 # must be another matrix.
@@ -1221,8 +1222,9 @@ show(
     "Step sizes of 64 channels over 36 tokens: small in noise, large after data tokens",
 )
 print("tokens:", relative.shape[0], " channels:", relative.shape[1], end=" ")
-beyond = (relative.abs() > 3).float().mean()
-print(f" beyond the ends of the scale: {beyond:.0%} of the steps")
+beyond = (relative.abs() > 3).float().mean().item()
+print(" beyond the ends of the scale, 10 to 50 % of the steps:", 0.1 < beyond < 0.5)
+assert 0.1 < beyond < 0.5
 
 # %% [markdown]
 # **What to see.** A row is a channel, a column a token; the four green lines mark the data tokens, whose numbers stand
@@ -1232,8 +1234,8 @@ print(f" beyond the ends of the scale: {beyond:.0%} of the steps")
 # In long stretches of noise many channels are purple: the clock stands nearly still, nothing is written, nothing
 # fades. After a data token they turn orange. Not at the token itself: most of all three places later. The convolution
 # in front of the scan spreads a token over four places, and the model makes use of that. The first three places are
-# orange, too: there the convolution still sees the zeros in front of the sequence. Two channels in the upper half run
-# the other way round.
+# orange, too: there the convolution still sees the zeros in front of the sequence. A few channels run the other way
+# round.
 #
 # Now as a clock. For one channel we add up how far each token moves it.
 
@@ -1388,12 +1390,13 @@ with torch.no_grad():
 change = ((theirs - ours).norm() / ours.norm()).item()
 after = share_right(swapped, *test)
 print("the scores change by more than 10 %:", change > 0.1)
-print(f"right answers: {right['Mamba']:.0%} before, {after:.0%} after the swap")
-assert after < right["Mamba"]
+lost = right["Mamba"] - after
+print("right answers lost by the swap, 2 to 30 points:", 0.02 < lost < 0.3)
+assert 0.02 < lost < 0.3
 assert change > 0.1
 
 # %% [markdown]
-# The outputs are others, and some answers have become wrong. A model trained with one rule must be run with
+# The outputs are others, and about one answer in ten has become wrong. A model trained with one rule must be run with
 # that rule. This is why the course uses the code's, with which the published weights were made.
 #
 # **Is one rule better to train with?** No model knows which rule it will get; it learns $B$ and $\Delta$ to suit. We
