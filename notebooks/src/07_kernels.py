@@ -453,6 +453,8 @@ y = torch.empty_like(u)
 grid = (triton.cdiv(E, 8), len(u))
 A_1, B_1 = A[:, 0] * LOG2E, B[..., 0].contiguous()
 expected = scan_by_loop(u, delta, A[:, :1], B[..., :1], torch.ones_like(C[..., :1]))[0]
+
+# %%
 for other in (0.0, 7.0):
     scan_one_state[grid](u, delta, A_1, B_1, y, L, E, other, BLOCK=8)
     print(f"masked lanes load {other:.0f}: equal to the loop: {close(y, expected)}")
@@ -1351,6 +1353,7 @@ x = torch.arange(1.0, 13.0, device=device)
 right = x.view(4, 3).sum(1).cumsum(0)
 
 
+# %%
 def run_relay(order):
     """Whether the programs, in this order, find the running sum."""
     ends = torch.zeros(4, device=device)
