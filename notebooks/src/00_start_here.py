@@ -418,7 +418,7 @@ check("00.1", one_step)
 # | one reads or thinks | tried out in |
 # |---|---|
 # | Mamba discretizes $B$ by zero-order hold | 05, section 12 |
-# | $A$, (E, N), is one matrix; `A_log` is the logarithm of $A$ | 05, section 7 |
+# | $A$, (E, N), is one matrix; E is the batch; `A_log` is the logarithm of $A$ | 05, section 7 |
 # | selection drops or samples tokens | 05, sections 3 and 4 |
 # | $A$ depends on the token; $\bar A$ might as well be made directly | 05, sections 7 and 13 |
 # | Mamba trains as a convolution | 05, section 10 |
@@ -427,10 +427,10 @@ check("00.1", one_step)
 # | dividing by a cumulative product is the same thing | 06, section 8 |
 # | my gradient test fails, so the scan is wrong | 06, section 11 |
 # | what a masked lane loads does not matter | 07, sections 3 and 6 |
-# | both directions: just flip, along whatever axis | 08, section 9 |
-# | a class token in the middle sees half of the image | 08, section 5 |
+# | both directions: two convolutions, or a flip along whatever axis, and one of the residual | 08, sections 6 and 9 |
+# | a class token in the middle sees half of the image | 08, sections 5 and 8 |
 # | a recurrence knows positions, so needs no embedding | 08, sections 3 and 11 |
-# | the convolution must be causal, in images too | 08, section 10 |
+# | the convolution must be causal, in images too; causal means shifted by one | 07, section 14; 08, section 10 |
 #
 # ## 9. Where Vim wins, and where it loses
 #

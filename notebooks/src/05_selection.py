@@ -120,6 +120,10 @@ assert 0.35 < lazy < 0.5
 #
 # Both models are built alike. A table turns each token into a vector of $D$ numbers. Two blocks follow; each is added
 # to what came in. A linear map gives one score to each of the eight numbers. Only the block differs.
+#
+# In front of each block stands a **norm**, here *RMSNorm* (root mean square norm, `nn.RMSNorm`): it divides a token's
+# $D$ numbers by the root of the mean of their squares, so that no token is louder than another, and multiplies each by
+# a learned factor. ([Chapter 04](04_long_memory.ipynb) had LayerNorm, which also subtracts the mean.)
 
 # %%
 fig, axis = canvas(8.6, 1.5)
@@ -243,7 +247,7 @@ def draw_race(axis, curves):
     ):
         axis.axhline(100 * level, color=COLOURS["grey"], linestyle=line, label=name)
     axis.set(ylim=(0, 103), xlabel="steps of training", ylabel="right answers (%)")
-    axis.legend(loc=(0.58, 0.42))
+    axis.legend(loc=(0.6, 0.41), fontsize=8)
 
 
 # %% [markdown]
@@ -284,7 +288,8 @@ print(f"the grey lines: most frequent number {lazy:.0%}, blind guess {1 / 8:.1%}
 # %% [markdown]
 # **What to see.** Mamba needs a hundred steps to see the point, and in the end it answers everything. S4D is the faster
 # starter: it soon passes the lazy reader. Then its curve flattens, nearly twenty points below. (Each curve of this
-# chapter is one training from one seed. Another seed moves it by some points; small differences mean nothing.)
+# chapter is one training from one seed. Another seed, or another processor, moves it by some points; small differences
+# mean nothing.)
 #
 # Both have the same number of parameters, the same data, the same number of steps. What does Mamba have that S4D lacks?
 #
@@ -329,14 +334,14 @@ print(f"the most frequent age: {ages.bincount().max().item() / len(ages):.1%} of
 # token.** That is all. The rest of the chapter is about what follows.
 #
 # The claim about the clock can be tested. Take any diagonal system. Give noise the step size 0 and data the step size
-# $\log 2$. At the data tokens, the outputs must be those of the sequence *without* the noise.
+# 0.5 (any other above 0 would do). At the data tokens, the outputs must be those of the sequence *without* the noise.
 
 # %%
 generator = torch.Generator().manual_seed(0)
 data = torch.rand(12, generator=generator) < 0.4  # which of 12 tokens are data
 u = torch.randn(1, 12, 1, generator=generator)
 A, B, C = -torch.arange(1.0, 5.0)[None], torch.randn(1, 12, 4), torch.randn(1, 12, 4)
-delta = torch.where(data, math.log(2), 0.0).view(1, 12, 1)
+delta = torch.where(data, 0.5, 0.0).view(1, 12, 1)
 whole = selective_scan(u, delta, A, B, C)
 short = selective_scan(u[:, data], delta[:, data], A, B[:, data], C[:, data])
 print(
@@ -369,7 +374,7 @@ assert close(whole[:, data], short) and whole.shape[1] == 12
 # | $\Delta$ | share $g$ of the token | what happens |
 # |---|---|---|
 # | 0 | 0 | **skip**: the old state is kept, the token counts for nothing |
-# | $\log 2 = 0.69$ | ½ | **mix**: half and half |
+# | $\log 2 = 0.69$ | ½, for $e^{-\log 2} = \frac12$ | **mix**: half and half |
 # | 7 or more | 0.999 or more | **reset**: the past is wiped out, the state is the token (code's rule: Δ times it) |
 #
 # *Zero-order hold is the paper's rule.* The code adds $\Delta u$ in place of $g u$ ([chapter
@@ -646,33 +651,21 @@ assert close(share, torch.sigmoid(x))
 # width of a model in a shape such as (B, L, D); $B$ is a map here, and the batch in a shape.
 
 # %%
-fig, axis = canvas(8.6, 3.1)
+fig, axis = canvas(8.6, 4.1)
 for channel in range(3):
-    y = 2.25 - 0.62 * channel
-    box(axis, 1.0, y, f"u, channel {channel}", 1.3, 0.42, "grey")
-    arrow(axis, (1.68, y), (2.98, y), f"delta {channel}", "orange")
+    y = 3.1 - 1.05 * channel
+    box(axis, 0.85, y, f"u, channel {channel}", 1.3, 0.46, "grey")
+    arrow(axis, (1.5, y), (2.78, y), f"delta {channel}", "orange")
     for n in range(4):
-        box(axis, 3.4 + 0.8 * n, y, f"A[{channel},{n}]", 0.72, 0.42, "blue")
-    arrow(axis, (6.2, y), (7.0, y))
-    box(axis, 7.65, y, f"y, channel {channel}", 1.25, 0.42, "grey")
-for n in range(4):
-    at = 3.4 + 0.8 * n
-    arrow(axis, (at, 2.72), (at, 2.48), "", "green")
-    arrow(axis, (at, 0.78), (at, 0.55), "", "purple")
-axis.text(
-    4.6,
-    2.8,
-    "B: one row of 4 numbers for all channels, to write",
-    ha="center",
-    color=COLOURS["green"],
-)
-axis.text(
-    4.6,
-    0.36,
-    "C: one row of 4 numbers for all channels, to read",
-    ha="center",
-    color=COLOURS["purple"],
-)
+        at = 3.3 + 1.05 * n
+        box(axis, at, y, f"h[{channel},{n}], fades\nby A[{channel},{n}]", 0.98, 0.46)
+        arrow(axis, (at - 0.22, y + 0.48), (at - 0.22, y + 0.25), "", "green")
+        arrow(axis, (at + 0.22, y - 0.25), (at + 0.22, y - 0.48), "", "purple")
+    arrow(axis, (6.98, y), (7.35, y))
+    box(axis, 7.98, y, f"y, channel {channel}", 1.22, 0.46, "grey")
+for y, colour, text in ((3.75, "green", "writing, by B"), (0.2, "purple", "reading, by C")):
+    text += ": 4 numbers of the token, the same in each row"
+    axis.text(4.87, y, text, ha="center", color=COLOURS[colour])
 show(
     fig,
     "Three channels, each with its own delta and four states; B and C are shared by all",
@@ -680,9 +673,10 @@ show(
 print("states:", 3 * 4, " numbers that a token brings: delta", 3, ", B", 4, ", C", 4)
 
 # %% [markdown]
-# **What to see.** Each row is one channel: its own input, its own $\Delta$, its own four states. $A$ has three rows and
-# four columns, but it is no matrix that multiplies a vector. It is a **table**: three small systems, each with four
-# fade rates.
+# **What to see.** Each row is one channel: its own input, its own $\Delta$, its own four states, its own output. A
+# green arrow writes into a state, a pink one reads it, and a column has the same $B$ and $C$ in all rows. $A$ has three
+# rows and four columns, but it is no matrix that multiplies a vector. It is a **table**: three small systems, each with
+# four fade rates.
 #
 # Four things that go wrong when one reads the code for the first time:
 # - *"A is rectangular."* It is $E$ diagonals, one below the other. Each belongs to a system of its own.
@@ -804,9 +798,9 @@ print(
 # **Why has dt a rank?** The two maps together, $E \to R \to E$, are one linear map whose matrix is a product, (E, R)
 # times (R, E). The **rank** of a matrix is the number of independent directions in what it puts out; here it is at
 # most $R$: the $E$ raw step sizes are mixtures of only $R$ numbers. A full map from $E$ to $E$ numbers costs $E^2$
-# parameters. Through the bottleneck of $R$ numbers it costs $2ER$. Mamba takes $R = \lceil D/16 \rceil$. It is a
-# matter of thrift, and it costs little: in the paper's table 9, perplexity (among how many
-# equally likely words the model still hesitates; lower is better) is 9.12 without a token-dependent $\Delta$, 8.97 with
+# parameters. Through the bottleneck of $R$ numbers it costs $2ER$. Mamba takes $R = \lceil D/16 \rceil$: $D/16$,
+# rounded up. It is a matter of thrift, and it costs little: in the paper's table 9, perplexity (among how many equally
+# likely words the model still hesitates; lower is better) is 9.12 without a token-dependent $\Delta$, 8.97 with
 # $R = 1$, and 8.71 with $R = 64$.
 #
 # The bias $b$ is where $\Delta$ starts: it is set so that softplus of it lies between 0.001 and 0.1, another value in
@@ -955,7 +949,7 @@ block.requires_grad_(False)
 tokens_in = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(0))  # (B, L, D)
 x, z = F.linear(tokens_in, block.in_proj.weight).chunk(2, dim=-1)  # two times (B, L, E)
 
-padded = F.pad(x.mT, (3, 0))  # three zeros before the first token: nobody sees the future
+padded = F.pad(x.mT, (3, 0))  # (B, E, 3 + L): zeros in front, so nobody sees the future
 convolved = F.conv1d(padded, ssm.conv_weight[:, None], ssm.conv_bias, groups=64)
 u = F.silu(convolved.mT)  # (B, L, E)
 assert u.shape == z.shape == (2, 10, 64) and close(u, ssm.conv(x))
@@ -1084,13 +1078,19 @@ def is_toeplitz(M):
     return close(M[1:, 1:], M[:-1, :-1])
 
 
+# %% [markdown]
+# **Which channel?** The second block has 64. We take one whose clock tells data from noise. `near` marks the data
+# tokens and the three places after each: so far the convolution in front of the scan carries a token. `far` marks noise
+# with all data more than three places back. `fast` and `slow` are the mean steps of each channel there. Among the
+# channels that are ten times as fast near data, `loud` is the one with the longest steps.
+
 # %%
 _, all_delta, A, B, C = inside(models["Mamba"], test[0], 1)  # the second block
 data = test[0] < 8
 near = data | data.roll(1, 1) | data.roll(2, 1) | data.roll(3, 1)  # data and 3 places after
 far = (test[0] == 8) & ~near & (data.cumsum(1) > 0)  # noise, data more than 3 places ago
 fast, slow = all_delta[near].mean(0), all_delta[far].mean(0)  # (E,)
-loud = (fast * (fast > 10 * slow)).argmax()  # a channel that makes much of the difference
+loud = (fast * (fast > 10 * slow)).argmax()
 
 # %%
 delta = all_delta[0]  # of the first sequence of the test
@@ -1122,10 +1122,10 @@ print("the data tokens stand at", data[0].nonzero().flatten().tolist())
 # which input $u[s]$ is multiplied on its way into output $y[t]$. Blue adds it, red subtracts it, white means that it
 # does not count. Each picture has its own scale, on its right.
 #
-# Left: S4D weighs by age, so each diagonal has one colour. Right: Mamba's weights stand in columns. A few tokens write,
-# three places after each of the data tokens (why three, we see in a moment). Their columns go on downwards until the
-# questions (rows 32 to 35). All else is nearly zero. A weight is writing times fading times reading, so a column also
-# changes where $C[t]$ changes, above all at the questions. It is one of 64 channels; none answers alone.
+# Left: S4D weighs by age, so each diagonal has one colour. Right: Mamba's weights stand in columns. A few tokens
+# write, most of them three places after a data token (why three, we see in a moment). Their columns go on downwards,
+# some until the questions (rows 32 to 35). All else is nearly zero. A weight is writing times fading times reading, so
+# a column also changes where $C[t]$ changes, above all at the questions. It is one of 64 channels; none answers alone.
 #
 # Is (5.6) the whole truth for this sequence? Its matrix must give the scan's output. And for another sequence it
 # must be another matrix.
@@ -1222,8 +1222,9 @@ show(
     "Step sizes of 64 channels over 36 tokens: small in noise, large after data tokens",
 )
 print("tokens:", relative.shape[0], " channels:", relative.shape[1], end=" ")
-beyond = (relative.abs() > 3).float().mean()
-print(f" beyond the ends of the scale: {beyond:.0%} of the steps")
+beyond = (relative.abs() > 3).float().mean().item()
+print(" beyond the ends of the scale, 10 to 50 % of the steps:", 0.1 < beyond < 0.5)
+assert 0.1 < beyond < 0.5
 
 # %% [markdown]
 # **What to see.** A row is a channel, a column a token; the four green lines mark the data tokens, whose numbers stand
@@ -1233,8 +1234,8 @@ print(f" beyond the ends of the scale: {beyond:.0%} of the steps")
 # In long stretches of noise many channels are purple: the clock stands nearly still, nothing is written, nothing
 # fades. After a data token they turn orange. Not at the token itself: most of all three places later. The convolution
 # in front of the scan spreads a token over four places, and the model makes use of that. The first three places are
-# orange, too: there the convolution still sees the zeros in front of the sequence. Two channels in the upper half run
-# the other way round.
+# orange, too: there the convolution still sees the zeros in front of the sequence. A few channels run the other way
+# round.
 #
 # Now as a clock. For one channel we add up how far each token moves it.
 
@@ -1268,8 +1269,8 @@ assert fast[loud] > 10 * slow[loud]
 # %% [markdown]
 # **What to see.** Staircases. The lines rise within the three places after a data token, a dot. In between they are
 # flat. The rises at the left edge of the grey still belong to data just before it; the questions themselves move this
-# clock little. So it stands still at noise, as the second clock of section 3, but its steps are not equal. We have
-# picked the channel whose clock differs most between places near data and places far from them.
+# clock little. So it stands still at noise, as the second clock of section 3, but its steps are not equal. It is the
+# channel that section 10 has picked, because its clock tells data from noise; not all do.
 #
 # **Which choice matters?** $\Delta$, $B$ and $C$ all depend on the token. We take one of them away: in the second
 # block, we replace it by its mean over all tokens, and count what the model still gets right.
@@ -1302,19 +1303,18 @@ lost = {letter: right["Mamba"] - share for letter, share in left.items()}
 assert lost["delta"] > 0.2 and lost["C"] > 0.2
 
 # %%
-fig, axis = plt.subplots(figsize=(6.4, 2.4))
+fig, axis = plt.subplots(figsize=(6.4, 2.8))
 axis.barh(range(4), [100 * share for share in (right["Mamba"], *left.values())])
 axis.axvline(100 * lazy, color="black", linestyle="--", label="most frequent number")
 axis.set(
-    xlim=(0, 150),
-    xticks=range(0, 101, 20),
+    xlim=(0, 100),
     xlabel="right answers (%)",
     ylabel="taken away",
     title="One choice taken away in the second block",
 )
 axis.set_yticks(range(4), ["nothing", "delta", "B", "C"])
 axis.invert_yaxis()  # from top to bottom
-axis.legend(loc="center right")
+fig.legend(loc="outside lower center")
 show(
     fig,
     "Right answers with nothing, delta, B or C taken away: delta and C are needed",
@@ -1351,6 +1351,7 @@ print(
 # **May the rule be swapped in a trained model?** We need a selective part with the paper's rule. The factor
 # $\frac{1 - e^{-x}}{x}$ is another number for each channel and each state, so no shared $B$ can hold it. But $E$
 # channels with $N$ states are also $E N$ channels with one state each, and then it fits into the input.
+# (`expm1(-x)` is $e^{-x} - 1$, exact for small x, too.)
 
 
 # %%
@@ -1368,8 +1369,8 @@ class PaperSSM(SelectiveSSM):
     def scan(self, u, z, backend="auto", **state):
         u, delta, A, B, C, D, bias = self.select(u)
         delta = F.softplus(delta + bias)[..., None]
-        x = (delta * A).clamp(max=-1e-6)  # (B, L, E, N); below zero, for we divide by it
-        written = torch.expm1(x) / x * B[:, :, None] * u[..., None]
+        x = (-delta * A).clamp(min=1e-6)  # (B, L, E, N); above zero, for we divide by it
+        written = -torch.expm1(-x) / x * B[:, :, None] * u[..., None]
         return (one_by_one(written, delta.expand_as(x), A, C) + D * u) * F.silu(z)
 
 
@@ -1389,12 +1390,13 @@ with torch.no_grad():
 change = ((theirs - ours).norm() / ours.norm()).item()
 after = share_right(swapped, *test)
 print("the scores change by more than 10 %:", change > 0.1)
-print(f"right answers: {right['Mamba']:.0%} before, {after:.0%} after the swap")
-assert after < right["Mamba"]
+lost = right["Mamba"] - after
+print("right answers lost by the swap, 2 to 30 points:", 0.02 < lost < 0.3)
+assert 0.02 < lost < 0.3
 assert change > 0.1
 
 # %% [markdown]
-# The outputs are others, and some answers have become wrong. A model trained with one rule must be run with
+# The outputs are others, and about one answer in ten has become wrong. A model trained with one rule must be run with
 # that rule. This is why the course uses the code's, with which the published weights were made.
 #
 # **Is one rule better to train with?** No model knows which rule it will get; it learns $B$ and $\Delta$ to suit. We

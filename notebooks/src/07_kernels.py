@@ -130,7 +130,8 @@ print("y:", tuple(y.shape), " last state:", tuple(last.shape))
 # memory only for what it loads and stores.
 
 # %%
-figure, axis = canvas(6.6, 2.5)
+figure, axis = canvas(6.6, 2.8)
+arrow(axis, (1.5, 2.55), (6.3, 2.55), "one after the other", "grey")
 axis.text(0.1, 1.95, "PyTorch", va="center", fontsize=10, weight="bold")
 axis.text(0.1, 1.68, "large arrays", va="center", fontsize=9, color=COLOURS["red"])
 axis.text(1.7, 1.72, "load", ha="right", va="center", fontsize=8)
@@ -150,12 +151,13 @@ arrow(axis, (2.6, 0.35), (2.6, 0.67), colour="blue")
 arrow(axis, (5.2, 0.67), (5.2, 0.35), colour="blue")
 box(axis, 3.9, 0.2, "memory: u, Δ, B, C in; y out", 4.9, 0.3, "grey")
 show(figure, "Five PyTorch operations that go to memory and back, and one kernel")
-print("arrows: 10 for PyTorch, 2 for one kernel")
+print("trips to memory and back: 5 for PyTorch, 1 for one kernel")
 
 # %% [markdown]
-# **What to see.** An arrow up is a load from memory, an arrow down is a store. Above, ten of them, and nearly all move
-# a large array: N numbers for each channel. Below, two, and what they move has no N. Let us count the bytes, for one
-# image in Vim-Tiny: L = 197 tokens, E = 384 channels, N = 16 states.
+# **What to see.** An arrow up is a load from memory, an arrow down is a store. Above, ten of them, red, and nearly all
+# move a large array: N numbers for each channel. What one operation hands to the next goes through memory. Below, two,
+# blue, and what they move has no N. Let us count the bytes, for one image in Vim-Tiny: L = 197 tokens, E = 384
+# channels, N = 16 states.
 
 # %%
 L, E, N = 197, 384, 16
@@ -259,10 +261,25 @@ behind = memory[21:].tolist()
 print("behind y there was -1, -1, -1; now there is:", [int(number) for number in behind])
 assert behind != [-1, -1, -1]
 
+# %%
+figure, axis = canvas(8.6, 1.8)
+for place, number in enumerate(memory.int().tolist()):
+    colour = "blue" if place < 10 else "green" if 11 <= place < 21 else "grey"
+    box(axis, 0.4 + 0.34 * place, 0.7, str(number), 0.31, 0.36, colour)
+for lane, colour, left in ((2, "red", 3.2), (3, "purple", 6.6)):  # of program 2
+    start, end = 0.4 + 0.34 * (8 + lane), 0.4 + 0.34 * (19 + lane)
+    arrow(axis, (start, 0.9), (end, 0.9), colour=colour, bend=-0.1)
+    axis.text(left, 1.4, f"program 2, lane {lane}", color=COLOURS[colour])
+for middle, name in ((1.93, "x"), (3.8, "others'"), (5.67, "y"), (7.88, "others'")):
+    axis.text(middle, 0.3, name, ha="center")
+show(figure, "A row of 24 numbers: x, a -1, y, three more; two arrows end behind y")
+print("numbers in this piece of memory:", len(memory), " that nobody may touch:", 1 + 3)
+
 # %% [markdown]
-# No error, no warning: two numbers that belonged to somebody else are gone. The two lanes too many asked for numbers 10
-# and 11. Number 10 is the -1 behind `x`: it was doubled, and -2 stands behind `y`. Number 11 is one place further,
-# where `y` begins; program 0 had put a 0 there, and twice 0 is 0. The third -1 was nobody's turn.
+# **What to see.** One piece of memory after the run; an arrow is load, double, store. No error, no warning: two
+# numbers that belonged to somebody else are gone. The two lanes too many asked for numbers 10 and 11. Number 10 is the
+# -1 behind `x`: it was doubled, and -2 stands behind `y`. Number 11 is one place further, where `y` begins; program 0
+# had put a 0 there, and twice 0 is 0. The third -1 was nobody's turn.
 #
 # In a real program the lost numbers were a weight, or a part of another image. The answer is a **mask**: a block of
 # booleans. Lanes whose mask is False load and store nothing.
@@ -347,6 +364,9 @@ assert out.tolist() == [-math.inf, -2]
 #
 # $$(a_2, b_2) \circ (a_1, b_1) = (a_2 a_1,\; a_2 b_1 + b_2) \tag{7.2}$$
 #
+# Its identity is the pair $(1, 0)$: times 1, plus 0, and every h stays as it is. So a masked place of a scan must have
+# $a = 1$ and $b = 0$. All zeros, $(0, 0)$, would wipe the state out.
+#
 # ### Exercise 07.2 · The number that changes nothing
 #
 # **Goal.** Give each operation its identity. **Difficulty.** recall. **Minutes.** 4. **Core.**
@@ -356,7 +376,8 @@ assert out.tolist() == [-math.inf, -2]
 #
 # <details><summary>Hint</summary>
 #
-# Which step $h \mapsto a\,h + b$ leaves every h as it is? Infinity is `math.inf`.
+# Which number changes no product? Which is smaller than all others, which larger? Infinity is `math.inf`. The scan's
+# pair stands above this exercise.
 #
 # </details>
 
@@ -432,6 +453,8 @@ y = torch.empty_like(u)
 grid = (triton.cdiv(E, 8), len(u))
 A_1, B_1 = A[:, 0] * LOG2E, B[..., 0].contiguous()
 expected = scan_by_loop(u, delta, A[:, :1], B[..., :1], torch.ones_like(C[..., :1]))[0]
+
+# %%
 for other in (0.0, 7.0):
     scan_one_state[grid](u, delta, A_1, B_1, y, L, E, other, BLOCK=8)
     print(f"masked lanes load {other:.0f}: equal to the loop: {close(y, expected)}")
@@ -460,6 +483,9 @@ def draw_program(axis, image, block, step):
     fill(x, y, lanes, step, facecolor=colour, alpha=0.25)
     fill(x, y + step, lanes, 1, facecolor=colour)
     fill(x + lanes, y + step, 8 - lanes, 1, facecolor="white", edgecolor=colour)
+    if lanes < 8:
+        look = {"fontsize": 7, "ha": "center", "va": "center", "zorder": order}
+        axis.text(x + lanes / 2 + 4, y + step + 0.5, "masked", **look)
     lines = x + np.arange(1, lanes)
     axis.vlines(lines, y, y + 11, color=colour, linewidth=0.3, zorder=order)
 
@@ -479,7 +505,6 @@ def draw_box(figure, step):
     axis.text(29, 14.5, "B: 2 images", fontsize=9)
     axis.text(0, 4.7, "image 0", fontsize=9)
     axis.text(14, 0.7, "image 1", fontsize=9)
-    axis.text(34.3, 0.7 + step, "masked", fontsize=9)
 
 
 print("numbers in the box:", u.numel(), " programs:", 2 * 3, " steps each:", L)
@@ -489,7 +514,7 @@ flipbook(draw_box, range(11), "Six programs walk down a box, a row at a time")
 # **What to see.** Six colours are six programs: three blocks of channels for each of two images. A lane is the column
 # between two thin lines. In every frame all six programs go one row further, and keep their states. Full colour is the
 # row of this step, pale the rows before it, white the rows to come. The last block of each image has only four
-# channels: its other four lanes are masked, the empty frame beside it. Of the whole box, only the row of this step is
+# channels: its other four lanes are the frame beside it, masked. Of the whole box, only the row of this step is
 # in registers, and the state.
 #
 # ## 5. N states in registers
@@ -504,18 +529,21 @@ figure, axis = canvas(7.4, 3.0)
 rows = [2.0 - 0.38 * state for state in range(4)]
 for lane in range(8):
     place = 2.5 + 0.4 * lane
-    box(axis, place, 2.55, "", 0.34, 0.3, "orange")
-    box(axis, place, 0.35, "", 0.34, 0.3, "purple")
+    box(axis, place, 2.6, "", 0.34, 0.3, "orange")
+    box(axis, place, 0.3, "", 0.34, 0.3, "purple")
+    arrow(axis, (place, 2.43), (place, 2.19), colour="orange")
+    arrow(axis, (place, 0.69), (place, 0.47), colour="purple")
     for row in rows:
         box(axis, place, row, "h", 0.34, 0.32, "green")
 for row in rows:
     box(axis, 1.75, row, "B", 0.34, 0.32, "blue")
+    arrow(axis, (1.94, row), (2.3, row), colour="blue")
     box(axis, 6.05, row, "C", 0.34, 0.32, "red")
+    arrow(axis, (5.86, row), (5.5, row), colour="red")
 axis.text(1.45, 1.45, "one number for\neach state", ha="right", va="center", fontsize=9)
 axis.text(6.35, 1.45, "one number for\neach state", va="center", fontsize=9)
-axis.text(5.6, 2.55, "$Δ_t u_t$: one number for each lane", va="center", fontsize=9)
-axis.text(5.6, 0.35, "$y_t$: sum of C h down each lane", va="center", fontsize=9)
-arrow(axis, (3.9, 0.7), (3.9, 0.52), colour="black")
+axis.text(5.6, 2.6, "$Δ_t u_t$: one number for each lane", va="center", fontsize=9)
+axis.text(5.6, 0.3, "$y_t$: sum of C h down each lane", va="center", fontsize=9)
 show(figure, "A block h of 4 states by 8 lanes; B left, C right, a row above, y below")
 print("numbers of h in a lane's registers:", 4, " in the block:", 4 * 8)
 
@@ -782,6 +810,9 @@ print("instructions of a step:", left, " beyond the arithmetic:", left - arithme
 # there, and nothing can be saved there without leaving out arithmetic. What is right of the line is the price of moving
 # numbers and of counting time.
 #
+# By kind, the table of this section has $2 \cdot 16 + 1 = 33$ multiplications and $2 \cdot 16 = 32$ multiply-adds. The
+# compiler has 34 and 31: the sum $y$ begins with one product $h\,C$ to which nothing is added yet. Both ways it is 65.
+#
 # **Three clocks.** How long does a step take, if only one thing bounds it? Take an NVIDIA H200: 132 multiprocessors (a
 # GPU's cores) with four schedulers each, so 528 schedulers, and 1.9 billion cycles in a second.
 #
@@ -1039,8 +1070,8 @@ check("07.5", entering_states)
 @triton.jit
 def scan_both(u, delta, A, B, C, y, L, E, N: tl.constexpr, BLOCK: tl.constexpr):
     """(7.1) in both directions; a 2 stands in front of all shapes; A turned."""
-    direction = tl.program_id(2)
-    b = direction * tl.num_programs(1) + tl.program_id(1)
+    b, direction = tl.program_id(1), tl.program_id(2)
+    walk = direction * tl.num_programs(1) + b  # images forward, then images backward
     d, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, N)
     inside = d < E
     A += direction * N * E
@@ -1049,7 +1080,7 @@ def scan_both(u, delta, A, B, C, y, L, E, N: tl.constexpr, BLOCK: tl.constexpr):
     first, sign = direction * (L - 1), 1 - 2 * direction
     for i in range(L):
         t = first + sign * i
-        row, token = (b * L + t) * E + d, (b * L + t) * N + n
+        row, token = (walk * L + t) * E + d, (walk * L + t) * N + n
         u_t = tl.load(u + row, mask=inside, other=0.0)
         delta_t = tl.load(delta + row, mask=inside, other=0.0)
         B_t, C_t = tl.load(B + token), tl.load(C + token)
@@ -1322,6 +1353,7 @@ x = torch.arange(1.0, 13.0, device=device)
 right = x.view(4, 3).sum(1).cumsum(0)
 
 
+# %%
 def run_relay(order):
     """Whether the programs, in this order, find the running sum."""
     ends = torch.zeros(4, device=device)

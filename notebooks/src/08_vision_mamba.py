@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 08 · Vision Mamba
 #
-# Mamba reads a sequence once, from left to right. An image has no left to right. This chapter builds what Vim does
-# about that, one small piece at a time, until the pieces are the official model: the same parameters, the same outputs.
+# Mamba reads a sequence once, from left to right. An image has no left to right. This chapter builds what **Vision
+# Mamba**, Vim for short, does about that, one small piece at a time, until the pieces are the official model: the same
+# parameters, the same outputs.
 #
 # **Learning goals.** After this chapter you can
 # - turn an image into tokens, and say at which place of the sequence a patch stands, for three orders of reading;
@@ -92,9 +93,9 @@ assert patches[0, 0].tolist() == [0, 1, 4, 5] and patches[0, 3].tolist() == [10,
 #
 # $$\text{token}_m = W\,\text{patch}_m + b \tag{8.1}$$
 #
-# *ViT, arXiv 2010.11929, Eq. 1.* Most code writes this as a convolution with kernel P and stride P, where P is
-# the patch's side in pixels. It is the same
-# thing: a kernel that moves by its own width meets each patch once.
+# *Vision Transformer (ViT), arXiv 2010.11929, Eq. 1.* Most code writes this as a convolution with kernel P and stride
+# P, where P is the patch's side in pixels. It is the same thing: a kernel that moves by its own width meets each patch
+# once.
 
 # %%
 torch.manual_seed(0)
@@ -362,16 +363,16 @@ assert up_to_it.all() and not after_it.any()
 
 
 # %%
-def draw_walks(figure, t):
-    """Both scans after step t, over 16 patches and the class token at place 8."""
+def draw_walks(figure, read):
+    """Both scans after `read` tokens, over 16 patches and the class token at place 8."""
     sequence, grid = figure.subplots(1, 2, width_ratios=[2.2, 1])
-    walks = {"forward": ("blue", range(t + 1)), "backward": ("red", range(16 - t, 17))}
-    for height, (colour, read) in zip((1, 0), walks.values(), strict=True):
-        colours = [COLOURS[colour] if place in read else "lightgrey" for place in range(17)]
+    walks = {"forward": ("blue", range(read)), "backward": ("red", range(17 - read, 17))}
+    for height, (colour, seen) in zip((1, 0), walks.values(), strict=True):
+        colours = [COLOURS[colour] if place in seen else "lightgrey" for place in range(17)]
         sequence.bar(range(17), 0.8, width=0.9, bottom=height, color=colours)
     sequence.axvspan(7.5, 8.5, fill=False, edgecolor="black", linewidth=2)
     sequence.set(yticks=[0.4, 1.4], yticklabels=["backward", "forward"], ylabel="scan")
-    sequence.set(xlabel="place (box: class token)", title=f"after step {t}")
+    sequence.set(xlabel="place (box: class token)", title=f"tokens read: {read} of 17")
     sequence.set_xticks([0, 4, 8, 12, 16])
     sequence.grid(visible=False)
     halves = [COLOURS["blue"]] * 8 + [COLOURS["red"]] * 8
@@ -380,7 +381,7 @@ def draw_walks(figure, t):
         [patch // 4 for patch in range(16)],
         marker="s",
         s=420,
-        color=halves if t >= 8 else ["lightgrey"] * 16,
+        color=halves if read >= 9 else ["lightgrey"] * 16,
     )
     grid.set(xlim=(-0.6, 3.6), ylim=(3.6, -0.6), xticks=range(4), yticks=range(4))
     grid.set(xlabel="patch column", ylabel="patch row", title="class token hears")
@@ -388,14 +389,15 @@ def draw_walks(figure, t):
 
 
 # %%
-print("steps until both scans are at the class token:", 8, " frames:", 13)
-steps = [*range(9), 10, 12, 14, 16]
-flipbook(draw_walks, steps, "Two scans walk over 17 tokens towards each other")
+print("tokens that each scan has read when it is at the class token:", 8 + 1)
+counts = [*range(1, 10), 11, 13, 15, 17]
+flipbook(draw_walks, counts, "Two scans walk over 17 tokens towards each other")
 
 # %% [markdown]
-# **What to see.** Left: coloured places have been read. Each scan carries what it read in its state. At step 8 both
-# stand at the class token in the middle, one with the upper half of the image, one with the lower half. At this moment,
-# and not before, the class token learns all 16 patches. Then the scans go on: every other token hears both sides, too.
+# **What to see.** Left: coloured places have been read. Each scan carries what it read in its state. The ninth token
+# of both is the class token, at place 8 in the middle: one comes there with the upper half of the image, one with the
+# lower half. At this moment, and not before, the class token learns all 16 patches (right). Then the scans go on: every
+# other token hears both sides, too.
 #
 # Now the real mixer: the gradient of the class token, for the forward direction, the backward direction, and both,
 # after one block and after four.
@@ -429,7 +431,8 @@ figure, axes = plt.subplots(2, 3, figsize=(8, 4.6), sharex=True, sharey=True)
 for axis, ((depth, way), reach) in zip(axes.flat, reaches.items(), strict=True):
     brightness = torch.log10(reach.masked_fill(reach == 0, torch.nan))
     drawn = axis.imshow(brightness, vmin=-7, vmax=0)
-    axis.set(xlabel="patch column", ylabel="patch row", title=f"{way}, {depth} block(s)")
+    blocks = "one block" if depth == 1 else f"{depth} blocks"
+    axis.set(xlabel="patch column", ylabel="patch row", title=f"{way}, {blocks}")
     axis.set(xticks=[0, 5, 10], yticks=[0, 5, 10])
     axis.patch.set(facecolor="white", edgecolor="black", hatch="///")
     axis.grid(visible=False)
@@ -574,7 +577,8 @@ assert largest < 1e-5  # float32
 # %% [markdown]
 # **What is the second direction worth?** The paper compared four designs (Table 4 of version 3; Vim-Ti without a class
 # token, so the mean of all tokens is classified; ADE20K names the object under each pixel, with a small head called
-# Segmenter; mIoU is its score, chapter 12):
+# Segmenter; its score mIoU is the area that the named and the true object share, in per cent of the area that they
+# cover together, averaged over the kinds of object):
 #
 # | design | ImageNet top-1 | ADE20K mIoU |
 # |---|---|---|
@@ -598,8 +602,9 @@ assert largest < 1e-5  # float32
 #
 # $$\mathrm{norm}(x) = \frac{x}{\sqrt{\tfrac{1}{D}\sum_d x_d^2 + \epsilon}} \cdot g \tag{8.4}$$
 #
-# *RMSNorm, arXiv 1910.07467, Eq. 4.* By hand: for x = (3, 4) the mean square is 12.5, its root 3.54, so the result is
-# (0.849, 1.13). The length of a token is gone, its direction stays.
+# *RMSNorm, arXiv 1910.07467, Eq. 4.* $\epsilon$ is tiny, so that nothing is divided by 0; $g$, the **gain**, is one
+# learned factor for each of the D numbers. By hand, with gain 1: for x = (3, 4) the mean square is 12.5, its root 3.54,
+# so the result is (0.849, 1.13). The length of a token is gone, its direction stays.
 
 
 # %%
@@ -1179,6 +1184,7 @@ print("dots:", len(measured["runs"]), " test images:", len(data.test_labels))
 #   with and without positions, but only against rows with positions do the runs lie apart; why, they do not say.
 
 # %% [markdown]
+# - **Official init.** Another start of the step sizes; section 12 is about it.
 # - **Convolution.** Centred (width 4, two taps before and one after, mirrored for the way back) or causal: no
 #   difference. Causality is not needed here.
 # - **Directions.** Forward only, with the class token in the middle: 75 %. In section 8 the same hidden half cost
@@ -1194,19 +1200,20 @@ print("dots:", len(measured["runs"]), " test images:", len(data.test_labels))
 #
 # *Core.*
 #
-# Algorithm 1 of the paper describes a Vim block in 29 lines. Here they are, with their place in this chapter.
+# Algorithm 1 of the paper describes a Vim block in 29 lines, some of them comments. Here they are, with their place in
+# this chapter.
 #
-# | lines | Algorithm 1 | here |
+# | lines | Algorithm 1 (its x, after line 7, is our u) | here |
 # |---|---|---|
 # | 1, 2 | normalise the input | `rms_norm` |
 # | 3, 4 | two linear maps: x and z, shared by the directions | `in_proj` |
-# | 6 | for each direction: | `forward_ssm`, `backward_ssm` |
+# | 5, 6 | for each direction: | `forward_ssm`, `backward_ssm` |
 # | 7 | convolution along the tokens, then SiLU | `causal_conv_silu` |
 # | 8, 9 | linear maps to B and C | `x_proj` |
 # | 10, 11 | $\Delta$ = softplus(linear + bias of this direction) | `x_proj`, `dt_proj`, `F.softplus` |
 # | 12, 13 | $\bar A = \Delta \otimes A$ | inside `selective_scan`, with exp |
 # | 14 | $\bar B = \Delta \otimes B$ | inside `selective_scan` |
-# | 15 to 22 | h = 0; for each token $h = \bar A h + \bar B x$, $y = h\,C$ | inside `selective_scan` |
+# | 15 to 23 | h = 0; for each token $h = \bar A h + \bar B x$, $y = h\,C$; end of loops | inside `selective_scan` |
 # | 24 to 26 | gate each direction's y by silu(z) | `y * F.silu(z)` |
 # | 27 to 29 | add the two, linear map, add the block's input | `out_proj`, the stream |
 
@@ -1431,7 +1438,8 @@ for axis, grid in zip(axes, (right, wrong), strict=False):
     drawn = axis.imshow(grid, vmin=0, vmax=14)
 figure.colorbar(drawn, ax=axes[:2], label="column received")
 drawn = axes[2].imshow(error, cmap="RdBu", vmin=-2, vmax=2)
-figure.colorbar(drawn, ax=axes[2], label="columns too far right", extend="both")
+label = "columns too far right\n(negative: left)"
+figure.colorbar(drawn, ax=axes[2], label=label, extend="both")
 for axis, title in zip(axes, ("resize_to", "official way", "difference"), strict=True):
     axis.set(xlabel="patch column", ylabel="patch row", title=title)
     axis.set(xticks=[0, 10, 19], yticks=[0, 10, 19])
