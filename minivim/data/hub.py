@@ -87,9 +87,8 @@ def _first_stop(endpoint: str) -> tuple[str | None, int]:
     try:
         return address.hostname, address.port or PORTS.get(address.scheme, SOCKS_PORT)
     except ValueError as error:
-        raise ValueError(
-            f"HTTPS_PROXY or ALL_PROXY is {quoted(proxy)}; its port must be a number from 0 to 65535"
-        ) from error
+        host = quoted(address.netloc.rpartition("@")[2])  # without the password
+        raise ValueError(f"HTTPS_PROXY or ALL_PROXY is {host}; its port must be a number from 0 to 65535") from error
 
 
 @contextmanager

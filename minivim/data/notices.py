@@ -1,5 +1,6 @@
 """How the loader speaks: strange names made harmless, long ones shortened, and what is left out said in one line."""
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def quoted_list(names: Sequence[object], longest: int = 3) -> str:
 
 def reason_of(error: BaseException) -> str:
     """The first line of an error's message, shortened, without the addresses of objects."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return shortened(lines[0].strip(), 120)
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    line = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", text.splitlines()[0])
+    return shortened(line.encode("unicode_escape").decode(), 120)
 
 
 def notice(sentence: str) -> None:

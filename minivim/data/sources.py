@@ -4,6 +4,7 @@
 batch by indexing. Sets too large for memory (ImageNet) come as LazyImages, decoded by the workers of a DataLoader.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from minivim.data.folders import read_folder
 from minivim.data.hub import HUB_NAMES, read_hub
 from minivim.data.images import LazyImages, decode_all, read_image
-from minivim.data.notices import quoted
+from minivim.data.notices import notice, quoted
 from minivim.data.parts import Part, only_classes, wanted_classes, with_test, with_validation
 from minivim.data.shapes import SHAPES, draw_shapes
 from minivim.data.tables import Columns
@@ -129,11 +130,25 @@ def _bundle(name: str, parts: dict[str, Part], classes: tuple[str, ...], img_siz
             part: _as_bytes(content.items, img_size if part == "train" else side) for part, content in parts.items()
         }
         mean, std = channel_statistics(images["train"])
+        _say_what_is_in_two_parts(name, images)
     labels = {part: content.labels for part, content in parts.items()}
     return ImageData(
         name, images["train"], labels["train"], images["test"], labels["test"], classes, mean, std,
         images.get("val"), labels.get("val"),
     )  # fmt: skip
+
+
+def _say_what_is_in_two_parts(name: str, images: dict[str, UInt8[Tensor, "_ 3 H W"]]) -> None:
+    """Notice of images that are equal, pixel for pixel, in the training images and in another part."""
+    digests = {part: [_digest(image) for image in content] for part, content in images.items()}
+    trained = set(digests.pop("train"))
+    for part, others in digests.items():
+        if count := sum(digest in trained for digest in others):
+            notice(f"data is {quoted(name)}: {count} of {len(others)} {WORDS[part]} images are also training images")
+
+
+def _digest(image: UInt8[Tensor, "3 H W"]) -> bytes:
+    return hashlib.blake2b(image.numpy(), digest_size=16).digest()
 
 
 def _as_bytes(items, img_size: int | None) -> UInt8[Tensor, "M 3 H W"]:
