@@ -154,7 +154,7 @@ def _tree(folder: Path) -> tuple[Part, list[str]]:
         seen.add(real)
     _check_no_class_vanishes(folder, by_class, found, others)
     by_class = {name: sorted(files) for name, files in sorted(by_class.items()) if files}
-    loose = sum(is_image_name(entry.name) for entry in contents(folder) if entry.is_file())
+    loose = sum(is_image_name(entry.name) for entry in contents(folder) if os.path.isfile(entry))
     _say_left_out(folder, [path for _, path in others], again, loose)
     labels = [label for label, files in enumerate(by_class.values()) for _ in files]
     return Part([path for files in by_class.values() for path in files], torch.tensor(labels)), list(by_class)

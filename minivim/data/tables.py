@@ -1,5 +1,7 @@
 """Tables with a column of images and one of labels: parquet files, and what the datasets library has loaded."""
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,26 +74,46 @@ def read_tables(folder: Path, files: list[Path], columns: Columns) -> tuple[dict
     return read_splits(str(folder), splits, columns)
 
 
+def _rows(path: Path) -> int:
+    """The number of rows of a parquet file."""
+    pq = require("pyarrow.parquet", "train")
+    try:
+        with path.open("rb") as file:  # pyarrow itself takes some names for addresses
+            return pq.read_metadata(file).num_rows
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
+        raise ValueError(f"data file {quoted(path)} could not be read as parquet: {reason_of(error)}") from error
+
+
 def _load(files: list[Path]) -> Any:
     """Parquet files as one datasets.Dataset, from the library's cache if these very files are there already."""
-    pq = require("pyarrow.parquet", "train")
-    for path in files:
-        try:
-            pq.read_schema(path)
-        except Exception as error:  # whatever a damaged file makes pyarrow raise
-            raise ValueError(f"data file {quoted(path)} could not be read as parquet: {reason_of(error)}") from error
+    full = [path for path in files if _rows(path)]
+    if not full:
+        raise ValueError(f"data file {quoted(files[0])} holds no rows; it must hold an image and a label in each")
     listing = require("datasets.data_files", "train")
     builder = require("datasets.packaged_modules.parquet.parquet", "train").Parquet
     # Not load_dataset: it takes names for patterns, and knows a file by its name and time, which copies keep.
-    stamps = [_stamp(path) for path in files]
-    listed = listing.DataFilesList([os.path.abspath(path) for path in files], stamps)
+    stamps = [_stamp(path) for path in full]
+    listed = listing.DataFilesList([_address(path) for path in full], stamps)
     try:
         built = builder(data_files=listing.DataFilesDict({"train": listed}))
         built.download_and_prepare()
         return built.as_dataset(split="train")
     except Exception as error:
         cause = reason_of(error.__cause__ or error)
-        raise ValueError(f"data file {quoted(files[0])} could not be read: {cause}") from error
+        raise ValueError(f"data file {quoted(full[0])} could not be read: {cause}") from error
+
+
+def _address(path: Path) -> str:
+    """The absolute path; where it contains "::", with which the library joins addresses, a link to it in its cache."""
+    place = os.path.abspath(path)
+    if "::" not in place:
+        return place
+    cache = Path(require("datasets", "train").config.HF_DATASETS_CACHE, "links")
+    link = cache / f"{hashlib.blake2b(os.fsencode(place), digest_size=16).hexdigest()}.parquet"
+    cache.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # made before, or just now by another process
+        link.symlink_to(place)
+    return str(link)
 
 
 def _stamp(path: Path) -> tuple[str, ...]:
@@ -149,7 +171,7 @@ def _label_columns(features: Mapping) -> list[str]:
     kinds = {key: str(getattr(feature, "dtype", "")) for key, feature in features.items()}
     return (
         [key for key, feature in features.items() if isinstance(feature, named)]
-        or [key for key, kind in kinds.items() if kind and key.casefold() in ("label", "labels")]
+        or [key for key in kinds if key.casefold() in ("label", "labels")]
         or [key for key, kind in kinds.items() if "int" in kind or kind == "bool"]
     )
 
