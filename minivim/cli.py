@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import pairwise
@@ -246,7 +247,9 @@ def is_mistake(error: BaseException) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 after a mistake, 130 after Ctrl-C."""
     try:
-        run(sys.argv[1:] if arguments is None else arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print("minivim: warning:", message, file=sys.stderr)
+            run(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:  # tyro's --help
         return int(end.code or 0)
     except KeyboardInterrupt:
