@@ -3,9 +3,10 @@
 import io
 import math
 import os
+import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,31 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from minivim.data.notices import quoted, reason_of
 from minivim.extras import require
 
 
+def white_of(largest: float) -> int:
+    """The value that is white in an image of floats or of more than 8 bits: the smallest usual one it does not exceed.
+
+    1, 255, 4095 (12 bits) or 65535, else the largest value itself. Files do not say: 16 bits often hold 12 or 8.
+    """
+    return next((white for white in (1, 255, 4095, 65535) if largest <= white), math.ceil(largest))
+
+
 def to_rgb(image: Any) -> Any:
-    """A Pillow image of any mode (grey, palette, CMYK, with transparency, 16 bit) as 8-bit RGB."""
+    """A Pillow image of any mode (grey, palette, CMYK, with transparency, 16 bit, floats) as 8-bit RGB.
+
+    Raises ValueError for floats that are negative or not finite: they are no brightness.
+    """
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips these modes at 255; integers are 16-bit samples, floats are taken as 0..255.
-        values = np.asarray(image, dtype=np.float64) / (257 if image.mode.startswith("I") else 1)
-        image = require("PIL.Image", "train").fromarray(values.clip(0, 255).round().astype(np.uint8))
+        values = np.asarray(image, dtype=np.float32)  # Pillow's own conversion clips these modes at 255
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
+        white = white_of(values.max().item())
+        if values.min() < -0.01 * white:
+            raise ValueError(f"its values are from {values.min()} to {values.max()}; no brightness is negative")
+        image = require("PIL.Image", "train").fromarray((values * (255 / white)).clip(0, 255).round().astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -37,11 +54,10 @@ def read_image(item: str | os.PathLike | dict):
         data = record["bytes"]
         with Image.open(io.BytesIO(data) if data is not None else record["path"]) as image:
             return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
-        reason = str(error).replace("cannot identify image file", "not an image file:")
-        raise ValueError(
-            f"image {str(record.get('path') or 'without a name')!r} could not be read: {reason}"
-        ) from error
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        reason = "it is no image" if isinstance(error, Image.UnidentifiedImageError) else reason_of(error)
+        name = quoted(record.get("path") or "without a name")
+        raise ValueError(f"image {name} could not be read: {reason}") from error
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -73,12 +89,13 @@ def fit(image: Any, size: int | tuple[int, int], crop: float = 1.0) -> Any:
     """
     Image = require("PIL.Image", "train")
     (height, width), (top, left) = placement((image.height, image.width), size, crop)
-    if (image.height, image.width) != (height, width):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
     rows, columns = sides(size)
-    if (rows, columns) == (height, width):
+    if (image.height, image.width) == (height, width) == (rows, columns):
         return image
-    return image.crop((left, top, left + columns, top + rows))
+    down, across = image.height / height, image.width / width
+    # Only the centre is computed: all of an image of 60000x1 pixels, resized, would take gigabytes.
+    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
+    return image.resize((columns, rows), Image.Resampling.BICUBIC, box=box)
 
 
 def fit_tensor(
@@ -93,12 +110,12 @@ def fit_tensor(
     return images[:, :, top : top + rows, left : left + columns]
 
 
-def random_resized_crop(image: Any, size: int | tuple[int, int], smallest_area: float, generator: torch.Generator):
+def random_resized_crop(image: Any, size: int | tuple[int, int], smallest_area: float, generator: random.Random):
     """A random box of `smallest_area` to 1 of the image, aspect 3/4 to 4/3, resized to `size` (1409.4842)."""
     Image = require("PIL.Image", "train")
     rows, columns = sides(size)
     for _ in range(10):
-        area, aspect, x, y = torch.rand(4, generator=generator).tolist()
+        area, aspect, x, y = (generator.random() for _ in range(4))
         area = image.width * image.height * (smallest_area + (1 - smallest_area) * area)
         aspect = math.exp((2 * aspect - 1) * math.log(4 / 3))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -141,8 +158,8 @@ class LazyImages(Dataset):
         image = read_image(self.items[index])
         if self.crop_scale >= 1:
             return to_tensor(fit(image, self.img_size, self.crop))
-        key = f"{self.seed}/{self.epoch}/{index}".encode()
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "big") % (2**63 - 25))
+        # Python's generator, which makes its whole state from the text; torch's takes 32 bits of a seed.
+        generator = random.Random(f"{self.seed}/{self.epoch}/{index}")
         return to_tensor(random_resized_crop(image, self.img_size, self.crop_scale, generator))
 
 
@@ -178,8 +195,12 @@ def fetch(
     return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The files below `folder` whose suffix Pillow can read, sorted by path."""
-    Image = require("PIL.Image", "train")
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+@cache
+def _suffixes() -> frozenset[str]:
+    image = require("PIL.Image", "train")
+    return frozenset(suffix for suffix, name in image.registered_extensions().items() if name in image.OPEN)
+
+
+def is_image_name(path: str | os.PathLike) -> bool:
+    """Whether a file's suffix is one that Pillow can read."""
+    return os.path.splitext(path)[1].lower() in _suffixes()

@@ -293,7 +293,10 @@ def train(config: TrainConfig) -> TrainResult:
     with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
         if config.compile:
             check_compiler(team.device)
-        data = load_data(config.data, img_size=config.img_size)
+        data = load_data(
+            config.data, img_size=config.img_size, val_share=config.val_share, classes=config.classes,
+            image_column=config.image_column, label_column=config.label_column,
+        )  # fmt: skip
         trainer = Trainer(config, data, team)
         trainer.open()
         trainer.introduce()

@@ -84,18 +84,24 @@ def check_same_classes(data: list[str], classes: list[str] | None, count: int) -
 
 def evaluate(
     checkpoint: str | os.PathLike, data: str | os.PathLike | ImageData, *, device: str | None = None,
-    backend: str = "auto", workers: int = 2,
+    backend: str = "auto", workers: int = 2, classes: int | str | None = None, image_column: str | None = None,
+    label_column: str | None = None,
 ) -> dict:  # fmt: skip
     """Score a checkpoint on the test images of `data` (a name or folder as in `load_data`, or what it returned).
 
     The checkpoint is one of `train`, or an official one, whose classes are those of the data in their order.
+    classes, image_column, label_column: as in `load_data`.
+
     Returns {"images", "accuracy", "loss", "per_class": {class: accuracy}}, accuracies from 0 to 1.
     """
-    model, classes = open_checkpoint(checkpoint, device, backend)
+    model, names = open_checkpoint(checkpoint, device, backend)
     preparation = model.preparation
     if not isinstance(data, ImageData):
-        data = load_data(data, img_size=model.config.image_shape, crop=preparation.crop_pct)
-    check_same_classes(list(data.classes), classes, model.num_classes)
+        data = load_data(
+            data, img_size=model.config.image_shape, crop=preparation.crop_pct, classes=classes,
+            image_column=image_column, label_column=label_column,
+        )  # fmt: skip
+    check_same_classes(list(data.classes), names, model.num_classes)
     logits = logits_of(model, data.test_images, preparation.mean, preparation.std, workers=workers)
     right = (logits.argmax(1) == data.test_labels).float()
     per_class = {

@@ -1,77 +1,138 @@
-"""The evaluation transform: as torchvision rounds, for any aspect, the same for files and tensors."""
+"""Single images: any mode and depth becomes upright RGB bytes; the centre, and crops that nobody else has."""
+
+import io
+import random
+import resource
 
 import numpy as np
 import pytest
 import torch
 
-from minivim.data import sources as data_module
-from minivim.data.images import fit, fit_tensor, placement
-from minivim.data.preparation import Preparation
-from minivim.data.sources import load_data
+from minivim.data import images as images_module
+from minivim.data.images import (
+    LazyImages,
+    decode_all,
+    fit,
+    placement,
+    random_resized_crop,
+    read_image,
+    to_rgb,
+    to_tensor,
+)
 
 Image = pytest.importorskip("PIL.Image")
 
 
-@pytest.mark.parametrize("crop", [1.0, 0.875, 0.9])
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (33, 1000), (224, 224), (9, 10)])
-def test_placement_rounds_as_torchvision_does_for_squares(shape, crop):
-    size, short = 32, min(shape)
-    target = int(32 / crop)
-    resized, (top, left) = placement(shape, size, crop)
-    assert resized == tuple(target if side == short else int(target * side / short) for side in shape)
-    assert (top, left) == tuple(int(round((side - size) / 2.0)) for side in resized)
+def picture(colour: tuple, size: tuple[int, int] = (12, 12)) -> Image.Image:
+    return Image.new("RGB", size, colour)
 
 
-@pytest.mark.parametrize("crop", [1.0, 0.875, 0.33])
-@pytest.mark.parametrize("size", [(8, 24), (24, 8), (7, 7), (1, 50)])
-@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (5, 300), (3, 3)])
-def test_a_fitted_picture_covers_its_size_and_keeps_its_aspect(shape, size, crop):
-    resized, start = placement(shape, size, crop)
-    assert all(0 <= a and a + b <= c for a, b, c in zip(start, size, resized, strict=True))
-    covered = [int(side / crop) for side in size]
-    assert any(a == b for a, b in zip(resized, covered, strict=True))
-    scales = [a / b for a, b in zip(resized, shape, strict=True)]
-    assert abs(scales[0] - scales[1]) <= 1 / min(shape)  # within a pixel
-    assert fit(Image.new("RGB", (shape[1], shape[0])), size, crop).size == size[::-1]
-    assert fit_tensor(torch.zeros(2, 3, *shape, dtype=torch.uint8), size, crop).shape == (2, 3, *size)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb_without_losing_white(mode):
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((4, 4), 65535, dtype=np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "F":
+        image = Image.fromarray(np.full((4, 4), 255, dtype=np.float32))
+    else:
+        image = Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode)
+    assert image.mode == mode
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB" and (np.asarray(rgb) >= 254).all()
 
 
-def test_tensors_and_pictures_are_fitted_alike():
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
-    one = np.asarray(fit(Image.fromarray(pixels), (12, 10), 0.8)).astype(int)
-    two = fit_tensor(torch.from_numpy(pixels).permute(2, 0, 1)[None], (12, 10), 0.8)[0].permute(1, 2, 0).numpy()
-    assert abs(one - two).max() <= 2
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 257 * 100, dtype=np.uint16)).save(tmp_path / "grey.png")
+    assert np.asarray(read_image(tmp_path / "grey.png")).tolist() == [[[100] * 3] * 4] * 4
 
 
-def test_a_crop_reaches_every_kind_of_set(tmp_path, monkeypatch):
-    pytest.importorskip("sklearn")
-    folder = str(tmp_path)
-    for name, grey in (("a", 50), ("b", 200)):
-        (tmp_path / name).mkdir()
-        for index in range(5):
-            pixels = np.random.default_rng(index).integers(grey - 50, grey, (14, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
-    whole = load_data(folder, img_size=(8, 12), crop=0.5)
-    monkeypatch.setattr(data_module, "IN_MEMORY_BYTES", 0)
-    lazy = load_data(folder, img_size=(8, 12), crop=0.5)
-    assert torch.equal(torch.stack([lazy.test_images[i] for i in range(2)]), whole.test_images)
-    assert whole.test_images.shape[1:] == (3, 8, 12)
-    assert load_data("digits", img_size=(8, 12), crop=0.5).test_images.shape[1:] == (3, 8, 12)
+def test_orientation_tag_is_obeyed(tmp_path):
+    image = picture((0, 0, 0), (6, 3))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    assert read_image(tmp_path / "photo.jpg").size == (3, 6)
+
+
+def test_fit_keeps_the_centre_and_copies_nothing_at_the_right_size():
+    wide = np.zeros((8, 24, 3), dtype=np.uint8)
+    wide[:, 8:16] = 255
+    assert (np.asarray(fit(Image.fromarray(wide), 8)) == 255).all()
+    image = picture((1, 2, 3), (8, 8))
+    assert fit(image, 8) is image
+    assert fit(picture((9, 9, 9), (33, 17)), 8).size == (8, 8)
+
+
+def test_random_resized_crop_depends_on_seed_epoch_and_index_alone(tmp_path):
+    noise = Image.fromarray(np.random.RandomState(0).randint(0, 256, (30, 40, 3), dtype=np.uint8))
+    noise.save(tmp_path / "noise.png")
+    images = LazyImages([tmp_path / "noise.png"] * 2, 8, crop_scale=0.1, seed=3)
+    first = images[0]
+    torch.manual_seed(99)
+    assert torch.equal(first, images[0])
+    assert not torch.equal(first, images[1])
+    images.epoch = 1
+    assert not torch.equal(first, images[0])
+    whole = random_resized_crop(noise, 8, 1.0, random.Random(0))
+    assert whole.size == (8, 8) and to_tensor(whole).shape == (3, 8, 8)
+
+
+def test_decode_all_keeps_the_order_over_many_pieces(tmp_path):
+    items = []
+    for value in range(60):
+        buffer = io.BytesIO()
+        picture((value, 0, 0), (4, 4)).save(buffer, "png")
+        items.append({"bytes": buffer.getvalue(), "path": None})
+    decoded = decode_all(items * 40, None)
+    assert decoded.shape == (2400, 3, 4, 4)
+    assert decoded[:, 0, 0, 0].tolist() == list(range(60)) * 40
+
+
+@pytest.mark.parametrize("size", [(640, 480), (31, 200), (97, 41), (9, 9), (224, 225)])
+def test_fit_equals_the_centre_of_the_resized_image(size):
+    noise = Image.fromarray(np.random.randint(60, 190, (6, 6, 3), dtype=np.uint8))
+    smooth = noise.resize(size, Image.Resampling.BICUBIC)  # nothing is clipped between the passes, whatever their order
+    (height, width), (top, left) = placement(size[::-1], 32)
+    whole = smooth.resize((width, height), Image.Resampling.BICUBIC)
+    centre = np.asarray(whole.crop((left, top, left + 32, top + 32))).astype(int)
+    assert abs(np.asarray(fit(smooth, 32)) - centre).max() <= 1
+
+
+def test_a_very_long_image_takes_little_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert fit(picture((9, 8, 7), (65000, 1)), 224).getpixel((5, 5)) == (9, 8, 7)
+    assert fit(picture((9, 8, 7), (1, 60000)), 224).getpixel((5, 5)) == (9, 8, 7)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_every_crop_has_random_numbers_of_its_own(tmp_path, monkeypatch):
+    picture((0, 0, 0)).save(tmp_path / "black.png")
+    drawn = []
+
+    def draw(image, size, _, generator):
+        drawn.append(generator.random())
+        return fit(image, size)
+
+    monkeypatch.setattr(images_module, "random_resized_crop", draw)
+    for seed in (0, 1, 2**32):
+        images = LazyImages([tmp_path / "black.png"] * 12000, 4, crop_scale=0.1, seed=seed)
+        for images.epoch in range(100):
+            for index in (0, 1, 499, 500, 5000, 11999):
+                images[index]
+    assert len(set(drawn)) == len(drawn) == 3 * 100 * 6
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"mean": "grey"}, "mean is 'grey'; it must be one finite number a channel"),
-        ({"mean": []}, r"mean is \[\]"),
-        ({"std": (0.5, float("inf"), 0.5)}, "std is .*inf"),
-        ({"std": (0.5,)}, "mean has 3 numbers, std 1"),
-        ({"std": (0.5, 0.5, 0.0)}, "its numbers must be above 0"),
-        ({"crop_pct": 0.01}, "crop_pct is 0.01; it must be a number from 0.1 to 1"),
-        ({"crop_pct": None}, "crop_pct is None"),
-        ({"crop_pct": float("nan")}, "crop_pct is nan"),
-    ],
+    ("kind", "top"), [(np.float32, 1), (np.float32, 255), (np.int32, 65535), (np.uint16, 4095), (np.uint16, 65535)]
 )
-def test_numbers_that_no_picture_has_are_refused(fields, message, unchecked):
-    with pytest.raises(ValueError, match=message):
-        Preparation(**fields)
+def test_white_is_the_largest_value_of_the_images_own_range(tmp_path, kind, top):
+    levels = np.linspace(0, top, 16).astype(kind).reshape(4, 4)
+    Image.fromarray(levels).save(tmp_path / "grey.tiff")
+    found = np.asarray(read_image(tmp_path / "grey.tiff"))[..., 0].reshape(-1)
+    assert abs(found - np.linspace(0, 255, 16)).max() <= 1.01
+
+
+def test_a_damaged_image_is_named_without_the_address_of_an_object():
+    with pytest.raises(ValueError, match=r"^image 'row 3\\x1b' could not be read: it is no image$"):
+        read_image({"bytes": b"no image", "path": "row 3\x1b"})
+    with pytest.raises(ValueError, match=r"^image 'nowhere\.png' could not be read: No such file or directory$"):
+        read_image("nowhere.png")
