@@ -7,8 +7,11 @@ the user sees in `screen.py`.
 """
 
 import math
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,14 @@ from torch.optim.swa_utils import AveragedModel
 from minivim.data import ImageData, load_data
 from minivim.data.images import LazyImages, fetch
 from minivim.models import Backbone
-from minivim.processes import Team, join_team, use_threads
+from minivim.processes import Team, join_team, met_by_all, use_threads
 from minivim.train.backend import apply_backend
 from minivim.train.compile import check_compiler, compiled
-from minivim.train.recipes import CONFIG_FILE, TrainConfig, resolve
+from minivim.train.fingerprint import difference, fingerprint
+from minivim.train.recipes import TrainConfig, resolve
 from minivim.train.run import BEST_FILE, CURVES_FILE, LAST_FILE, Run
 from minivim.train.screen import Screen, draw_curves
+from minivim.train.signals import Signals
 from minivim.train.step import (
     accumulate_gradients,
     decay_groups,
@@ -64,7 +69,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: ImageData, team: Team):
         self.config, self.data, self.team = config, data, team
         self._check_sizes()
-        self.task, self.run = Classification(config, data, team), Run(config, data)
+        self.task, self.run = Classification(config, data, team), Run(config)
+        self.signals, self.stopping = Signals(patience=1.0 if team.size > 1 else 0.0, speaks=self.leads), False
         self.screen = Screen(config, self.leads)
         torch.manual_seed(config.seed)
         self.model = self.task.build_model().train()
@@ -116,7 +122,8 @@ class Trainer:
         return self.average.module if self.average else self.model
 
     def open(self) -> None:
-        """Start the run's folder, or go on from the state that is in it."""
+        """Begin in the run's folder, or go on from the state that is in it."""
+        self.fingerprint = fingerprint(self.data)
         state = self.run.load_state(self.team.device)
         if state is not None:
             self.restore(state)
@@ -126,7 +133,10 @@ class Trainer:
             self.run.open(self.history)
 
     def restore(self, state: dict) -> None:
-        """Undo `save_state`. Raises ValueError for what is not its work."""
+        """Undo `save_state`. Raises ValueError for what is not its work, and for other data."""
+        changed = difference(self.fingerprint, state.get("data", {}))
+        if changed:
+            raise ValueError(f"data is {self.config.data!r}, whose {changed}; it must be that of the resumed run")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -134,8 +144,12 @@ class Trainer:
                 self.average.load_state_dict(state["average"])
             for name in COUNTERS:
                 setattr(self, name, state[name])
+            past = [record["step"] for record in self.history]
+            whole = 0 <= self.step <= self.steps and math.isfinite(self.loss_sum + self.seconds + self.best)
         except Exception as error:  # whatever a stranger's file makes torch raise
-            raise self.run.unusable(error) from error
+            raise self.run.unusable(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        if not whole or past != list(range(self.steps_per_epoch, self.step + 1, self.steps_per_epoch)):
+            raise self.run.unusable(f"step {self.step} of {self.steps} does not fit the steps of its history, {past}")
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
@@ -157,23 +171,36 @@ class Trainer:
             self.screen.say(f"resumed at step {self.step} of {self.steps}")
 
     def fit(self) -> None:
-        """Train from the present step to the last; the state is saved between steps only."""
+        """Train from the present step to the last, or to a signal; the state is saved between steps only."""
         saved_at = self.looked_at = started = time.monotonic()
         seconds_before = self.seconds
         with self.screen.progress_bar(self.step, self.steps) as bar:
-            while self.step < self.steps:
+            while self.step < self.steps and not self.stopping:
                 for images, labels in self._batches():
                     self.train_step(images, labels)
                     self.seconds = seconds_before + time.monotonic() - started
                     bar.update()
                     if self.step % self.steps_per_epoch == 0:
                         self.end_epoch(bar)
-                    if self.step >= self.next_look:
+                    if self.step >= self.next_look or (self.signals.received and self.team.size == 1):
                         self.look()
+                    if self.stopping:  # all processes, after the same step
+                        break
                     looked = not self.unseen  # the others look at the same steps, and do not save
                     if looked and self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
                         self.save_state()
                         saved_at = time.monotonic()
+
+    def stop(self) -> None:
+        """End as the signal asked, after the state is saved: KeyboardInterrupt for Ctrl-C, else SystemExit(128 + n)."""
+        number = self.signals.received or signal.SIGTERM  # which another process has heard
+        if self.leads:
+            name = signal.Signals(number).name
+            how = f"stopped by {name} after step {self.step} of {self.steps}; the state is saved"
+            print(f"minivim: {how}, and this goes on from it: {self.run.command}", file=sys.stderr)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the present epoch that are still to come."""
@@ -225,8 +252,9 @@ class Trainer:
         if not self.unseen:
             return
         found = torch.stack(self.unseen).cpu()
-        seconds = torch.full((1, 2), time.monotonic() - self.looked_at)
-        *found, (seconds, _) = self.team.mean(torch.cat((found, seconds))).tolist()
+        own = torch.tensor([[time.monotonic() - self.looked_at, float(self.signals.received > 0)]])
+        *found, (seconds, stopping) = self.team.mean(torch.cat((found, own))).tolist()
+        self.stopping = stopping > 0
         first = self.step - len(found) + 1
         for step, (loss, norm) in enumerate(found, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -270,38 +298,47 @@ class Trainer:
         """Write all that the next step depends on, and the weights as they are now; nothing that is not finite."""
         self.look()
         state = {name: getattr(self, name) for name in COUNTERS}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "data": self.fingerprint}
         self.run.save_state(state | {"average": self.average.state_dict() if self.average else None})
         self.save_weights(LAST_FILE)
 
     def save_weights(self, name: str) -> None:
         """Write the weights that count."""
         if self.leads:
-            self.run.save_weights(name, self.final_model, self.step)
+            self.run.save_weights(name, self.final_model, self.data, self.step)
 
 
 def train(config: TrainConfig) -> TrainResult:
     """Train a model and write the run to `config.out`: config.json, metrics.jsonl, best.safetensors, last.safetensors,
     state.pt (all that resuming needs) and curves.png.
 
-    Raises ValueError for impossible settings and for a loss that is no longer finite.
+    Raises ValueError for impossible settings, for a folder in use or with other files, and for a loss that is no longer
+    finite. SIGINT, SIGTERM and SIGHUP end the run between two steps, after its state is saved.
     """
-    config = resolve(config)
-    if (Path(config.out) / CONFIG_FILE).exists() and not config.resume:  # before the data, which takes a while to load
-        raise ValueError(f"out is {config.out!r}, which holds a run; it must be a new folder, or resume be set")
+    with met_by_all():
+        config = resolve(config)
     with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
-        if config.compile:
-            check_compiler(team.device)
-        data = load_data(config.data, img_size=config.img_size)
-        trainer = Trainer(config, data, team)
-        trainer.open()
-        trainer.introduce()
+        with Run(config).held() if team.rank == 0 else nullcontext():
+            return _train(config, team)
+
+
+def _train(config: TrainConfig, team: Team) -> TrainResult:
+    """`train`, of one process in a folder that is its team's alone."""
+    if config.compile:
+        check_compiler(team.device)
+    trainer = Trainer(config, load_data(config.data, img_size=config.img_size), team)
+    trainer.open()
+    trainer.introduce()
+    with trainer.signals:
         trainer.fit()
         if trainer.leads:
             trainer.save_state()
-            draw_curves(trainer.history, trainer.run.folder / CURVES_FILE)
-        result = TrainResult(trainer.final_model.eval(), data, trainer.history, trainer.run.folder)
-        trainer.screen.say(
-            f"test accuracy {result.accuracy:.2%} (best {trainer.best:.2%}) after {trainer.seconds:.0f} s: {result.out}"
-        )
+    if trainer.step < trainer.steps:
+        trainer.stop()
+    result = TrainResult(trainer.final_model.eval(), trainer.data, trainer.history, trainer.run.folder)
+    if trainer.leads:
+        draw_curves(trainer.history, result.out / CURVES_FILE)
+    trainer.screen.say(
+        f"test accuracy {result.accuracy:.2%} (best {trainer.best:.2%}) after {trainer.seconds:.0f} s: {result.out}"
+    )
     return result

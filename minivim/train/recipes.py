@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, STATE_FILE = "config.json", "state.pt"
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Fields that a resumed run may change: how it computes, not what.
+# Fields that a resumed run may change: how it computes, not what; of the data where they are, as the state knows them.
 FREE_ON_RESUME = (
-    "resume", "preset", "out", "compile", "device", "threads", "workers", "eval_every", "save_seconds", "tensorboard",
-    "progress",
+    "resume", "preset", "out", "data", "compile", "device", "threads", "workers", "eval_every", "save_seconds",
+    "tensorboard", "progress",
 )  # fmt: skip
 
 
@@ -171,9 +171,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
     wanted = {**given(config), "data": data, "preset": preset}
-    for name, value in given(saved).items():
-        if name not in FREE_ON_RESUME and wanted.get(name, value) != value:
-            raise ValueError(f"{name} is {wanted[name]!r}; it must be {value!r}, as in the run that is resumed")
+    if config.resume and (Path(config.out) / STATE_FILE).exists():  # without one the run begins, as it is told to
+        check_same(wanted, given(saved))
     layers = (BASE, PRESETS[preset], saved)
     resolved = TrainConfig(**{name: value for layer in layers for name, value in given(layer).items()} | wanted)
     check(resolved)
@@ -181,6 +180,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
         label = Path(data).name.replace(":", "-")
         resolved = replace(resolved, out=f"runs/{label}-{resolved.model}-{time.strftime('%Y%m%d-%H%M%S')}")
     return resolved
+
+
+def check_same(wanted: dict, saved: dict) -> None:
+    """Raise ValueError where a resumed run is wanted to be another one; neither has to name all fields."""
+    for name, value in saved.items():
+        if name not in FREE_ON_RESUME and wanted.get(name, value) != value:
+            why = ", because the learning rate falls towards the last of them" if name == "epochs" else ""
+            raise ValueError(f"{name} is {wanted[name]!r}; it must be {value!r}, as in the run that is resumed{why}")
 
 
 def saved_config(out: str | os.PathLike | None) -> TrainConfig:
@@ -191,9 +198,14 @@ def saved_config(out: str | os.PathLike | None) -> TrainConfig:
     if not path.is_file():
         return TrainConfig()
     try:
-        return TrainConfig(**json.loads(path.read_text()))
+        saved = TrainConfig(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"out is {str(out)!r}, whose {CONFIG_FILE} cannot be read ({error})") from error
+    if None in (saved.data, saved.preset, saved.model, saved.out):
+        raise ValueError(
+            f"out is {str(out)!r}, whose {CONFIG_FILE} is not of a run of minivim; it must be a new folder"
+        )
+    return saved
 
 
 # field -> (smallest, largest) allowed value; None: no bound
