@@ -76,18 +76,23 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def eval_flags(
-    checkpoint: str, /, *, data: str, backend: str = "auto", device: str | None = None, workers: int = 2
-) -> dict:
+    checkpoint: str, /, *, data: str, backend: str = "auto", device: str | None = None, workers: int = 2,
+    classes: int | str | None = None, image_column: str | None = None, label_column: str | None = None,
+) -> dict:  # fmt: skip
     """Score a checkpoint on the test images of a set.
 
     Args:
         checkpoint: A file written by minivim train.
-        data: digits, shapes, cifar10, imagenet, OWNER/NAME on the hub, or a folder.
+        data: digits, shapes, cifar10, cifar100, imagenet, OWNER/NAME on the hub, or a folder.
         backend: The scan's backend: auto, reference, chunked, numba or triton.
         device: cpu, cuda, ...; by default cuda if there is one.
         workers: Processes that decode images; only for sets too large for memory.
+        classes: Only some classes: the first N, or those in a text file, one a line, in its order.
+        image_column: The column of a table that holds the images; by default the only one.
+        label_column: The column of a table that holds the labels; by default the only one.
     """
-    return {"checkpoint": checkpoint, "data": data, "backend": backend, "device": device, "workers": workers}
+    columns = {"classes": classes, "image_column": image_column, "label_column": label_column}
+    return {"checkpoint": checkpoint, "data": data, "backend": backend, "device": device, "workers": workers} | columns
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -134,8 +134,12 @@ def fetch(
     return iter(DataLoader(images, batch_sampler=[rows.tolist() for rows in batches], num_workers=workers))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The files below `folder` whose suffix Pillow can read, sorted by path."""
-    Image = require("PIL.Image", "train")
-    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+@cache
+def _suffixes() -> frozenset[str]:
+    image = require("PIL.Image", "train")
+    return frozenset(suffix for suffix, name in image.registered_extensions().items() if name in image.OPEN)
+
+
+def is_image_name(path: str | os.PathLike) -> bool:
+    """Whether a file's suffix is one that Pillow can read."""
+    return os.path.splitext(path)[1].lower() in _suffixes()

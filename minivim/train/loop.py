@@ -326,7 +326,11 @@ def _train(config: TrainConfig, team: Team) -> TrainResult:
     """`train`, of one process in a folder that is its team's alone."""
     if config.compile:
         check_compiler(team.device)
-    trainer = Trainer(config, load_data(config.data, img_size=config.img_size), team)
+    data = load_data(
+        config.data, img_size=config.img_size, val_share=config.val_share, classes=config.classes,
+        image_column=config.image_column, label_column=config.label_column,
+    )  # fmt: skip
+    trainer = Trainer(config, data, team)
     trainer.open()
     trainer.introduce()
     with trainer.signals:

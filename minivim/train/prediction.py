@@ -56,15 +56,21 @@ def open_checkpoint(
 
 def evaluate(
     checkpoint: str | os.PathLike, data: str | os.PathLike | ImageData, *, device: str | None = None,
-    backend: str = "auto", workers: int = 2,
+    backend: str = "auto", workers: int = 2, classes: int | str | None = None, image_column: str | None = None,
+    label_column: str | None = None,
 ) -> dict:  # fmt: skip
     """Score a checkpoint on the test images of `data` (a name or folder as in `load_data`, or what it returned).
+
+    classes, image_column, label_column: as in `load_data`.
 
     Returns {"images", "accuracy", "loss", "per_class": {class: accuracy}}, accuracies from 0 to 1.
     """
     model, extra = open_checkpoint(checkpoint, device, backend)
     if not isinstance(data, ImageData):
-        data = load_data(data, img_size=model.config.image_shape[0])
+        data = load_data(
+            data, img_size=model.config.image_shape[0], classes=classes, image_column=image_column,
+            label_column=label_column,
+        )  # fmt: skip
     if list(data.classes) != extra["classes"]:
         raise ValueError(f"data has the classes {list(data.classes)}; they must be the model's: {extra['classes']}")
     logits = logits_of(model, data.test_images, extra["mean"], extra["std"], workers=workers)

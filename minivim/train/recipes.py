@@ -14,7 +14,15 @@ class TrainConfig:
     """A training run. A field left at None is filled in by `resolve`: from the resumed run, else from the preset."""
 
     data: str | None = None
-    """digits, shapes, cifar10, imagenet, OWNER/NAME[:CONFIG] on the hub, or a folder."""
+    """digits, shapes, cifar10, cifar100, imagenet, OWNER/NAME[:CONFIG] on the hub, or a folder."""
+    val_share: float | None = None
+    """Share of the training images of each class that becomes the validation part, 0 to 0.9, unless the set has one."""
+    classes: int | str | None = None
+    """Only some classes: the first N, or those in a text file, one a line, in its order."""
+    image_column: str | None = None
+    """The column of a table that holds the images; None: the only one."""
+    label_column: str | None = None
+    """The column of a table that holds the labels, as coarse_label of cifar100; None: the only one."""
     preset: str | None = None
     """Defaults for all other fields: base, digits, shapes, cifar10, cifar10_cpu, imagenet; None: by the data's name."""
     model: str | None = None
@@ -118,7 +126,7 @@ class TrainConfig:
 
 
 BASE = TrainConfig(
-    data="digits", model="vim_tiny_patch16_224", resume=False, seed=0,
+    data="digits", val_share=0.0, model="vim_tiny_patch16_224", resume=False, seed=0,
     epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
     ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
     mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2, eval_every=1,
@@ -210,7 +218,8 @@ def saved_config(out: str | os.PathLike | None) -> TrainConfig:
 
 # field -> (smallest, largest) allowed value; None: no bound
 RANGES = {
-    "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "lr_end": (0, 1), "warmup": (0, 1),
+    "val_share": (0, 0.9), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "lr_end": (0, 1),
+    "warmup": (0, 1),
     "weight_decay": (0, None), "beta2": (0, 0.9999999), "grad_clip": (0, None), "ema": (0, 0.9999999),
     "crop": (0, None), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, None), "jitter": (0, 1),
     "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, None), "cutmix": (0, None), "crop_scale": (0.001, 1),

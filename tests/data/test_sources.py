@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from minivim.data import sources as data_module
+from minivim.data.hub import hub_reachable
 from minivim.data.images import LazyImages, decode_all, fit, random_resized_crop, read_image, to_rgb, to_tensor
+from minivim.data.parts import stratified_split
 from minivim.data.shapes import SHAPES, draw_shapes
-from minivim.data.sources import channel_statistics, hub_reachable, load_data, stratified_split
+from minivim.data.sources import channel_statistics, load_data
 
 datasets = pytest.importorskip("datasets")
 Image = pytest.importorskip("PIL.Image")
@@ -400,7 +402,7 @@ def test_the_hub_is_asked_for_the_repository_and_configuration(tmp_path, monkeyp
         )
     }
     splits["test"] = splits["train"]
-    monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
+    monkeypatch.setattr("minivim.data.hub.hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or splits)
     load_data("cifar10")
     load_data("frgfm/imagenette:160px")
@@ -411,7 +413,7 @@ def test_what_the_hub_complains_about_is_passed_on(monkeypatch):
     def gated(*names):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'ILSVRC/imagenet-1k' is a gated dataset.\nmore")
 
-    monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
+    monkeypatch.setattr("minivim.data.hub.hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", gated)
     with pytest.raises(ValueError, match="data is 'imagenet', which could not be loaded from the hub: Dataset.*gated"):
         load_data("imagenet")

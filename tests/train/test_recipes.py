@@ -18,7 +18,7 @@ def test_every_preset_resolves_to_a_complete_configuration_and_explicit_fields_w
         if name not in ("epochs", "data"):
             assert getattr(config, name) == value
     optional = {"img_size", "patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "device", "threads"}
-    optional |= {"pos_embed", "directions", "scan_order", "init"}
+    optional |= {"pos_embed", "directions", "scan_order", "init", "classes", "image_column", "label_column"}
     assert {name for name, value in vars(config).items() if value is None} <= optional
 
 
