@@ -19,8 +19,10 @@ def fingerprint(data: ImageData) -> dict:
     The place of the files is not in it: a set that was moved is the same set.
     """
     found = {"classes": list(data.classes)}
-    for part in ("train", "test"):
+    for part in ("train", "val", "test"):
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
+        if labels is None:
+            continue
         found[f"number of {part} images"] = len(labels)
         found[f"{part} labels"] = hash_of([labels])
         found[f"{part} images"] = hash_of(sample(images))

@@ -6,6 +6,7 @@ What a step is made of is in `step.py`, what is classification about it in `task
 the user sees in `screen.py`.
 """
 
+import copy
 import math
 import signal
 import sys
@@ -45,12 +46,17 @@ from minivim.train.step import (
 from minivim.train.tasks import Classification
 
 LOOK_SECONDS = 1.0  # about that long between two looks at the loss, each of which waits for the device
-COUNTERS = ("step", "loss_sum", "seconds", "best", "history")
+COUNTERS = ("step", "loss_sum", "seconds", "best", "best_epoch", "history")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train` returns: the trained model (averaged weights), the data, one record an epoch, the run's folder."""
+    """What `train` returns: the trained model (averaged weights), the data, one record an epoch, the run's folder.
+
+    A record holds epoch, step, lr, train_loss, seconds and, if there are validation images, val_loss and val_accuracy.
+    The last one adds test_loss and test_accuracy of the final weights, and best_test_loss and best_test_accuracy of
+    those after epoch best_epoch, which did best on the validation images; without any these are the final ones.
+    """
 
     model: Backbone
     data: ImageData
@@ -84,7 +90,8 @@ class Trainer:
             decay_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
         self.generator = torch.Generator(team.device)
-        self.step, self.loss_sum, self.seconds, self.best, self.history = 0, 0.0, 0.0, -1.0, []
+        self.step, self.loss_sum, self.seconds, self.history = 0, 0.0, 0.0, []
+        self.best, self.best_epoch = -1.0, 0  # of the epochs that were validated
         self.unseen: list[Tensor] = []  # loss and gradient norm of the steps that nobody has looked at
         self.next_look, self.looked_at = 0, time.monotonic()
         self.images = data.train_images
@@ -155,14 +162,15 @@ class Trainer:
         """Say what is about to run, and on what."""
         parameters = sum(p.numel() for p in self.model.parameters())
         cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
-        images = len(self.data.train_images)
+        parts = {"training": self.data.train_labels, "validation": self.data.val_labels, "test": self.data.test_labels}
+        counts = ", ".join(f"{len(labels):,} {part}" for part, labels in parts.items() if labels is not None)
         compilation = ", compiled in the first step" if self.config.compile else ""
         self.screen.say(
             f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
             f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
         )
         self.screen.say(
-            f"{self.data.name}: {images:,} training and {len(self.data.test_labels):,} test images of "
+            f"{self.data.name}: {counts} images of "
             f"{self.data.img_size}x{self.data.img_size}, {len(self.data.classes)} classes; "
             f"{self.config.epochs} epochs of {self.steps_per_epoch} steps of {self.config.batch_size}; "
             f"out {self.run.folder}"
@@ -271,19 +279,21 @@ class Trainer:
         self.looked_at = time.monotonic()
 
     def end_epoch(self, bar: Any) -> None:
-        """Evaluate, write the epoch's record and, after the best one so far, the weights."""
+        """Validate, write the epoch's record and, after the best one so far, the weights; at the end, test."""
         self.look()
         epoch = self.step // self.steps_per_epoch
         record = {"epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
         record["train_loss"] = self.loss_sum / self.steps_per_epoch
         self.loss_sum = 0.0
-        if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-            record |= self.task.evaluate(self.final_model)
-            reached = record[self.task.goal]
-            bar.set_postfix(loss=f"{record['train_loss']:.3f}", accuracy=f"{reached:.2%}")
-            if reached > self.best:
-                self.best = reached
-                self.save_weights(BEST_FILE)
+        last = epoch == self.config.epochs
+        if self.data.val_labels is not None and (last or epoch % self.config.eval_every == 0):
+            record |= self.task.evaluate(self.final_model, "val")
+            bar.set_postfix(loss=f"{record['train_loss']:.3f}", accuracy=f"{record[self.task.goal]:.2%}")
+        if record.get(self.task.goal, -1.0) > self.best or (last and not self.best_epoch):  # unvalidated: the last
+            self.best, self.best_epoch = record.get(self.task.goal, -1.0), epoch
+            self.save_weights(BEST_FILE)
+        if last:
+            record |= self.final_scores()
         record["seconds"] = round(self.seconds, 3)
         self.history.append(record)
         if self.leads:
@@ -293,6 +303,17 @@ class Trainer:
             pace = self.seconds - (self.history[-2]["seconds"] if epoch == 2 else 0)
             rest = pace * (self.config.epochs - epoch)
             self.screen.say(f"budget: {pace:.1f} s for an epoch, about {rest:.0f} s for the rest")
+
+    def final_scores(self) -> dict[str, float]:
+        """What the test images, which nothing has seen, say of the final weights and of the best ones."""
+        scores = best = self.task.evaluate(self.final_model, "test")
+        if self.best_epoch != self.config.epochs:
+            model = copy.deepcopy(self.final_model)
+            if self.leads:
+                self.run.read_weights(BEST_FILE, model)
+            self.team.give(model.state_dict().values())
+            best = self.task.evaluate(model, "test")
+        return scores | {f"best_{name}": value for name, value in best.items()} | {"best_epoch": self.best_epoch}
 
     def save_state(self) -> None:
         """Write all that the next step depends on, and the weights as they are now; nothing that is not finite."""
@@ -342,7 +363,6 @@ def _train(config: TrainConfig, team: Team) -> TrainResult:
     result = TrainResult(trainer.final_model.eval(), trainer.data, trainer.history, trainer.run.folder)
     if trainer.leads:
         draw_curves(trainer.history, result.out / CURVES_FILE)
-    trainer.screen.say(
-        f"test accuracy {result.accuracy:.2%} (best {trainer.best:.2%}) after {trainer.seconds:.0f} s: {result.out}"
-    )
+    best = f"best, epoch {trainer.best_epoch}: {result.history[-1]['best_test_accuracy']:.2%}"
+    trainer.screen.say(f"test accuracy {result.accuracy:.2%} ({best}) after {trainer.seconds:.0f} s: {result.out}")
     return result

@@ -126,7 +126,7 @@ class TrainConfig:
 
 
 BASE = TrainConfig(
-    data="digits", val_share=0.0, model="vim_tiny_patch16_224", resume=False, seed=0,
+    data="digits", val_share=0.1, model="vim_tiny_patch16_224", resume=False, seed=0,
     epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
     ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
     mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2, eval_every=1,
@@ -147,12 +147,12 @@ PRESETS = {
     ),
     "cifar10_cpu": TrainConfig(
         model="vim_tiny_patch4_32", img_size=32, embed_dim=96, depth=4, expand=1, state_dim=4, epochs=5, lr=5e-3,
-        beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
+        val_share=0.02, beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
     ),
     "imagenet": TrainConfig(
         model="vim_tiny_patch16_224", img_size=224, epochs=300, batch_size=1024, warmup=1 / 60, ema=0.99996,
         weight_decay=0.1, jitter=0.3, erase=0.25, mixup=0.8, cutmix=1.0, drop_path=0.1, bf16=True, workers=8,
-        save_seconds=300.0,
+        val_share=0.01, save_seconds=300.0,
     ),
 }  # fmt: skip
 

@@ -106,6 +106,10 @@ class Run:
         """The error for a state that does not fit."""
         return ValueError(f"out is {str(self.folder)!r}, whose {STATE_FILE} cannot be resumed ({reason})")
 
+    def read_weights(self, name: str, model: Backbone) -> None:
+        """Fill the model with what `save_weights` wrote."""
+        checkpoints.load_weights(model, self.folder / name)
+
     def save_weights(self, name: str, model: Backbone, data: ImageData, step: int) -> None:
         """Write weights, with what is needed to use them on other images."""
         extra = {"classes": data.classes, "mean": data.mean, "std": data.std, "step": step}
