@@ -46,6 +46,7 @@ from minivim.train.step import (
 from minivim.train.tasks import Classification
 
 LOOK_SECONDS = 1.0  # about that long between two looks at the loss, each of which waits for the device
+COMPILES = "the first step takes long: it compiles the kernels that are new to this machine"
 COUNTERS = ("step", "loss_sum", "seconds", "best", "best_epoch", "history")
 
 
@@ -152,10 +153,11 @@ class Trainer:
             for name in COUNTERS:
                 setattr(self, name, state[name])
             past = [record["step"] for record in self.history]
-            whole = 0 <= self.step <= self.steps and math.isfinite(self.loss_sum + self.seconds + self.best)
+            fits = past == list(range(self.steps_per_epoch, self.step + 1, self.steps_per_epoch))
+            fits = fits and 0 <= self.step <= self.steps and math.isfinite(self.loss_sum + self.seconds + self.best)
         except Exception as error:  # whatever a stranger's file makes torch raise
             raise self.run.unusable(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
-        if not whole or past != list(range(self.steps_per_epoch, self.step + 1, self.steps_per_epoch)):
+        if not fits:
             raise self.run.unusable(f"step {self.step} of {self.steps} does not fit the steps of its history, {past}")
 
     def introduce(self) -> None:
@@ -182,11 +184,14 @@ class Trainer:
         """Train from the present step to the last, or to a signal; the state is saved between steps only."""
         saved_at = self.looked_at = started = time.monotonic()
         seconds_before = self.seconds
+        self.first = None
         with self.screen.progress_bar(self.step, self.steps) as bar:
             while self.step < self.steps and not self.stopping:
                 for images, labels in self._batches():
-                    self.train_step(images, labels)
+                    with nullcontext() if self.first else self.screen.patient(COMPILES):
+                        self.train_step(images, labels)
                     self.seconds = seconds_before + time.monotonic() - started
+                    self.first = self.first or (self.step, self.seconds)
                     bar.update()
                     if self.step % self.steps_per_epoch == 0:
                         self.end_epoch(bar)
@@ -299,10 +304,15 @@ class Trainer:
         if self.leads:
             self.run.append(record)
         self.screen.show(record)
-        if epoch == (2 if self.config.compile else 1):  # the first one of a compiled run is no measure
-            pace = self.seconds - (self.history[-2]["seconds"] if epoch == 2 else 0)
-            rest = pace * (self.config.epochs - epoch)
-            self.screen.say(f"budget: {pace:.1f} s for an epoch, about {rest:.0f} s for the rest")
+        self.tell_budget()
+
+    def tell_budget(self) -> None:
+        """Say once how long an epoch takes, by the steps after the first one, in which kernels may be compiled."""
+        step, seconds = self.first
+        if step < self.step <= step + self.steps_per_epoch:
+            pace = (self.seconds - seconds) / (self.step - step)
+            epoch, rest = pace * self.steps_per_epoch, pace * (self.steps - self.step)
+            self.screen.say(f"budget: {epoch:.1f} s for an epoch, about {rest:.0f} s for the rest")
 
     def final_scores(self) -> dict[str, float]:
         """What the test images, which nothing has seen, say of the final weights and of the best ones."""

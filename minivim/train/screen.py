@@ -1,13 +1,17 @@
 """What the user sees of a run: lines, a progress bar, TensorBoard, a picture of the curves."""
 
 import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minivim.extras import require
 from minivim.files import write_atomically
 from minivim.train.recipes import TrainConfig
+
+PATIENCE = 3.0  # seconds without a word
 
 
 class Screen:
@@ -26,6 +30,17 @@ class Screen:
         """A bar from the present step to the last; hidden where nobody is to see it."""
         hidden = not (self.leads and self.config.progress)
         return require("tqdm.auto", "train").tqdm(total=steps, initial=step, unit="step", disable=hidden)
+
+    @contextmanager
+    def patient(self, sentence: str) -> Iterator[None]:
+        """Say why nothing seems to happen, if what is done inside takes long."""
+        timer = threading.Timer(PATIENCE, self.say, (sentence,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def show(self, record: Mapping) -> None:
         """An epoch's record, for TensorBoard if that is asked for."""

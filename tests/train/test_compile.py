@@ -147,13 +147,9 @@ def test_auto_is_asked_for_its_verdict_before_anything_is_compiled(graphs, small
     assert len(graphs) == len(asked) == 1
 
 
-def test_a_compiled_run_says_so_and_judges_its_pace_by_the_second_epoch(graphs, small_data, tmp_path, capsys):
-    train(small(tmp_path, epochs=3, progress=True, compile=True))
-    said = capsys.readouterr().out
-    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    pace = float(said.partition("budget: ")[2].partition(" s for an epoch")[0])
-    assert pace == pytest.approx(seconds[1] - seconds[0], abs=0.06)
-    assert "compiled in the first step" in said
+def test_a_compiled_run_says_so(graphs, small_data, tmp_path, capsys):
+    train(small(tmp_path, epochs=1, progress=True, compile=True))
+    assert "compiled in the first step" in capsys.readouterr().out
 
 
 # ---- where it cannot work --------------------------------------------------------------------------------------------
