@@ -91,7 +91,7 @@ def test_the_first_step_compiles_one_graph_a_size_and_no_later_one_does(case, gr
         assert not {"item", "tolist"} & {node.target for node in graph.graph.nodes}  # it never waits for the device
     for one, other in zip(plain.history, compiled.history, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-        assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
+        assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-4)
     assert type(compiled.model) is type(plain.model)
     assert compiled.model.state_dict().keys() == tensors_of(compiled.out).keys() == tensors_of(plain.out).keys()
 

@@ -15,6 +15,7 @@ from minivim.processes import Team
 from minivim.train.loop import Trainer, train
 from minivim.train.prediction import evaluate
 from minivim.train.recipes import TrainConfig, resolve
+from minivim.train.screen import Screen
 from minivim.train.step import (
     accumulate_gradients,
     compute_gradients,
@@ -23,7 +24,6 @@ from minivim.train.step import (
     learning_rate,
     seed_from,
 )
-from minivim.train.screen import Screen
 from minivim.train.tasks import Classification, build_model
 from tests.train.small_runs import records_of, same, small, tensors_of
 
