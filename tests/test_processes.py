@@ -141,11 +141,10 @@ def torchrun(*arguments: str) -> subprocess.Popen:
     return subprocess.Popen([*command, "train", *settings, *arguments], stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("mistake", [("--lr", "1e38", "--warmup", "0"), ("--warmup", "7")])
-def test_what_is_wrong_is_told_by_one_of_the_processes(tmp_path, mistake):
-    err = torchrun("--out", str(tmp_path / "run"), *mistake).communicate(timeout=300)[1]
+def test_what_is_wrong_is_told_by_one_of_the_processes(tmp_path):
+    err = torchrun("--out", str(tmp_path / "run"), "--lr", "1e38", "--warmup", "0").communicate(timeout=300)[1]
     assert err.count("minivim: error: ") == 1, err
-    assert f"minivim: error: {'loss' if 'lr' in mistake[0] else 'warmup'} is " in err
+    assert "minivim: error: loss is " in err
     ours = [line for line in err.splitlines() if "minivim/" in line]
     assert not ours, err  # torchrun's own traceback is of torchrun
 

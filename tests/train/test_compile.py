@@ -41,7 +41,14 @@ def graphs(monkeypatch) -> list:
 def test_a_compiled_run_ends_where_a_plain_one_does_and_its_files_have_the_same_names(tmp_path, capsys):
     if missing := lacking(CPU):
         pytest.skip(f"torch.compile cannot work here, which lacks {missing}")
-    short = {"data": "digits", "epochs": 1, "depth": 1, "batch_size": 479, "threads": 1}  # three steps
+    short = {
+        "data": "digits",
+        "epochs": 1,
+        "depth": 1,
+        "batch_size": 479,
+        "threads": 1,
+        "val_share": 0.0,
+    }  # three steps
     out = {compile: tmp_path / str(compile) for compile in (False, True)}
     for compile in out:
         train(TrainConfig(out=str(out[compile]), compile=compile, **short))

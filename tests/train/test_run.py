@@ -35,10 +35,19 @@ def cut_run(tmp_path: Path, monkeypatch, step: int) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A run that was cut in its second epoch, made once."""
+    place = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "load_data", lambda *args, **options: small_bundle())
+        return cut_run(place, patch, 10)
+
+
 @pytest.fixture
-def cut(small_data, tmp_path, monkeypatch) -> Path:
-    """The folder of a run that was cut in its second epoch."""
-    return cut_run(tmp_path, monkeypatch, 10)
+def cut(prepared, small_data, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(prepared, tmp_path / "run")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -155,7 +164,7 @@ def test_a_failed_start_leaves_its_folder_to_the_next_one(small_data, tmp_path, 
 # ---- the state -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [0, 0.3, 0.5, 0.9, 0.999, 1])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
 def test_a_state_with_one_bit_changed_is_refused(cut, place):
     path = cut / "state.pt"
     data = bytearray(path.read_bytes())
@@ -197,7 +206,7 @@ def test_a_state_that_no_run_has_is_refused(cut, unchecked, field, value):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field, value", [("seed", 1), ("lr", 0.5), ("depth", 2), ("mixup", 0.5), ("epochs", 4)])
+@pytest.mark.parametrize("field, value", [("seed", 1), ("depth", 2)])
 def test_the_state_of_another_run_is_refused(small_data, cut, field, value):
     other = train(small(cut.parent / "other", **{field: value}))
     shutil.copy(other.out / "state.pt", cut)
@@ -273,8 +282,7 @@ class Full(io.FileIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "state.pt", "best.safetensors", "last.safetensors",
-                                  "curves.png"])  # fmt: skip
+@pytest.mark.parametrize("name", ["metrics.jsonl", "state.pt", "best.safetensors", "curves.png"])
 def test_a_full_disk_is_named_with_its_file_and_costs_nothing(small_data, tmp_path, monkeypatch, name):
     cut, original = cut_run(tmp_path, monkeypatch, 5), Path.open
 
@@ -289,7 +297,7 @@ def test_a_full_disk_is_named_with_its_file_and_costs_nothing(small_data, tmp_pa
             train(small(cut.parent, resume=True, save_seconds=1e9))
     assert e.value.errno == errno.ENOSPC
     assert not list(cut.glob("*.unfinished")) and not list(cut.glob(".*.unfinished"))
-    assert (cut / "state.pt").read_bytes() == state or name in ("last.safetensors", "curves.png")
+    assert (cut / "state.pt").read_bytes() == state or name == "curves.png"
     result = train(small(cut.parent, resume=True))
     whole = train(small(cut.parent / "whole"))
     assert records_of(cut) == records_of(whole.out) and result.accuracy == whole.accuracy
