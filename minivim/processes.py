@@ -1,13 +1,13 @@
 """Devices, threads, memory and the processes of a training run."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -32,6 +32,12 @@ class Team:
             dist.all_reduce(numbers)
         return numbers.cpu() / self.size
 
+    def give(self, tensors: Iterable[Shaped[Tensor, "..."]]) -> None:
+        """Fill the tensors with those of the first process; each of them must ask for it."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
 
 def choose_device(name: str | None = None, rank: int | None = None) -> torch.device:
     """The device of that name; None: CUDA if there is one, else the CPU. ValueError for one that is not here.
@@ -54,15 +60,54 @@ def choose_device(name: str | None = None, rank: int | None = None) -> torch.dev
 
 
 @contextmanager
+def met_by_all() -> Iterator[None]:
+    """An error that all processes of torchrun meet alike is told by the first; the others end with exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        if int(os.environ.get("RANK", 0)):
+            raise SystemExit(2) from error
+        raise
+
+
+@contextmanager
+def told_once(rank: int) -> Iterator[None]:
+    """The process that fails first raises its error; the others, which only miss it, end with exit code 2."""
+    try:
+        yield
+    except Exception as error:
+        if not _fails_first():
+            raise SystemExit(2) from error
+        if isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError)):
+            raise ConnectionError(
+                f"process {rank} of the run misses another one, which has ended without a word"
+            ) from error
+        raise
+
+
+def _fails_first() -> bool:
+    """Whether none of the processes has failed before this one; each asks once."""
+    try:
+        return dist.distributed_c10d._get_default_store().add("minivim/failures", 1) == 1
+    except (RuntimeError, ValueError):  # the process that kept count is gone
+        return True
+
+
+@contextmanager
 def join_team(device: str | None) -> Iterator[Team]:
-    """Join the processes that torchrun started (gloo on CPUs, NCCL on GPUs); a lone process is a team of one."""
+    """Join the processes that torchrun started (gloo on CPUs, NCCL on GPUs); a lone process is a team of one.
+
+    What goes wrong in a process of torchrun's is told by one of them, see `told_once`.
+    """
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     starts = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1
     if starts:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         together = dist.is_initialized()
-        yield Team(dist.get_rank() if together else 0, dist.get_world_size() if together else 1, place)
+        rank, size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        with told_once(rank) if starts else nullcontext():
+            yield Team(rank, size, place)
     finally:
         if starts:
             dist.destroy_process_group()

@@ -4,6 +4,7 @@ import mmap
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,55 @@ def test_torchrun_trains(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(records_of(tmp_path / "run")) == 1
+
+
+def torchrun(*arguments: str) -> subprocess.Popen:
+    """`minivim train` in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minivim"]
+    settings = ["--depth", "1", "--embed-dim", "16", "--patch-size", "4", "--threads", "1", "--no-progress"]
+    return subprocess.Popen([*command, "train", *settings, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def test_what_is_wrong_is_told_by_one_of_the_processes(tmp_path):
+    err = torchrun("--out", str(tmp_path / "run"), "--lr", "1e38", "--warmup", "0").communicate(timeout=300)[1]
+    assert err.count("minivim: error: ") == 1, err
+    assert "minivim: error: loss is " in err
+    ours = [line for line in err.splitlines() if "minivim/" in line]
+    assert not ours, err  # torchrun's own traceback is of torchrun
+
+
+def test_a_signal_to_torchrun_saves_the_state_of_all(tmp_path):
+    """torchrun passes it on to both; they stop after the same step, and the run goes on from there."""
+    out = tmp_path / "run"
+    process = torchrun("--out", str(out), "--epochs", "1000", "--save-seconds", "0")
+    while not (out / "state.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    err = process.communicate(timeout=300)[1]
+    assert err.count("stopped by SIGTERM after step ") == err.count(f"minivim train --out {out} --resume") == 1, err
+    step = int(err.partition("after step ")[2].split()[0])
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == step > 0
+    assert not (out / ".minivim.lock").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_processes_that_fail_the_first_one_tells(rank, monkeypatch):
+    """The others end with code 2; what the backends say of a lost process becomes a sentence of ours."""
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    with pytest.raises(ConnectionError, match=f"process {rank} of the run misses another one"):
+        with processes.told_once(rank):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    with pytest.raises(SystemExit) as second, processes.told_once(1 - rank):
+        raise ValueError("image 'a.png' could not be read")
+    assert second.value.code == 2
+
+
+def test_what_all_processes_meet_is_told_by_the_first(monkeypatch):
+    for rank, kind in (("0", ValueError), ("1", SystemExit)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(kind), processes.met_by_all():
+            raise ValueError("warmup is 7; it must be from 0 to 1")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's rule")

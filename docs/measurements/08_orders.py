@@ -73,10 +73,10 @@ def step_sizes(model: torch.nn.Module) -> dict[str, list[float]]:
 
 
 def record(name: str, seed: int) -> dict:
-    """What is kept of one run: the test accuracy after each epoch, and the step sizes before and after."""
+    """What is kept of one run: the validation accuracy after each epoch, and the step sizes before and after."""
     with tempfile.TemporaryDirectory() as folder:
         result = run(name, seed, f"{folder}/run")
-    accuracy = [round(epoch["test_accuracy"], 4) for epoch in result.history]
+    accuracy = [round(epoch["val_accuracy"], 4) for epoch in result.history]
     torch.manual_seed(seed)
     fresh = type(result.model)(result.model.config)
     return {

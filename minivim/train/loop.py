@@ -6,9 +6,13 @@ What a step is made of is in `step.py`, what is classification about it in `task
 the user sees in `screen.py`.
 """
 
+import copy
 import math
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,14 @@ from torch.optim.swa_utils import AveragedModel
 from minivim.data import ImageData, load_data
 from minivim.data.images import LazyImages, fetch
 from minivim.models import Backbone
-from minivim.processes import Team, join_team, use_threads
+from minivim.processes import Team, join_team, met_by_all, use_threads
 from minivim.train.backend import apply_backend
 from minivim.train.compile import check_compiler, compiled
-from minivim.train.recipes import CONFIG_FILE, TrainConfig, resolve
+from minivim.train.fingerprint import difference, fingerprint
+from minivim.train.recipes import TrainConfig, resolve
 from minivim.train.run import BEST_FILE, CURVES_FILE, LAST_FILE, Run
 from minivim.train.screen import Screen, draw_curves
+from minivim.train.signals import Signals
 from minivim.train.step import (
     accumulate_gradients,
     decay_groups,
@@ -40,12 +46,18 @@ from minivim.train.step import (
 from minivim.train.tasks import Classification
 
 LOOK_SECONDS = 1.0  # about that long between two looks at the loss, each of which waits for the device
-COUNTERS = ("step", "loss_sum", "seconds", "best", "history")
+COMPILES = "the first step takes long: it compiles the kernels that are new to this machine"
+COUNTERS = ("step", "loss_sum", "seconds", "best", "best_epoch", "history")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train` returns: the trained model (averaged weights), the data, one record an epoch, the run's folder."""
+    """What `train` returns: the trained model (averaged weights), the data, one record an epoch, the run's folder.
+
+    A record holds epoch, step, lr, train_loss, seconds and, if there are validation images, val_loss and val_accuracy.
+    The last one adds test_loss and test_accuracy of the final weights, and best_test_loss and best_test_accuracy of
+    those after epoch best_epoch, which did best on the validation images; without any these are the final ones.
+    """
 
     model: Backbone
     data: ImageData
@@ -64,7 +76,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: ImageData, team: Team):
         self.config, self.data, self.team = config, data, team
         self._check_sizes()
-        self.task, self.run = Classification(config, data, team), Run(config, data)
+        self.task, self.run = Classification(config, data, team), Run(config)
+        self.signals, self.stopping = Signals(patience=1.0 if team.size > 1 else 0.0, speaks=self.leads), False
         self.screen = Screen(config, self.leads)
         torch.manual_seed(config.seed)
         self.model = self.task.build_model().train()
@@ -78,7 +91,8 @@ class Trainer:
             decay_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
         self.generator = torch.Generator(team.device)
-        self.step, self.loss_sum, self.seconds, self.best = 0, 0.0, 0.0, -1.0
+        self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
+        self.best, self.best_epoch = -1.0, 0  # of the epochs that were validated
         self.history: list[dict] = []
         self.unseen: list[Tensor] = []  # loss and gradient norm of the steps that nobody has looked at
         self.next_look, self.looked_at = 0, time.monotonic()
@@ -117,7 +131,8 @@ class Trainer:
         return self.average.module if self.average else self.model  # type: ignore[return-value]  # a copy of the model
 
     def open(self) -> None:
-        """Start the run's folder, or go on from the state that is in it."""
+        """Begin in the run's folder, or go on from the state that is in it."""
+        self.fingerprint = fingerprint(self.data)
         state = self.run.load_state(self.team.device)
         if state is not None:
             self.restore(state)
@@ -127,7 +142,10 @@ class Trainer:
             self.run.open(self.history)
 
     def restore(self, state: dict) -> None:
-        """Undo `save_state`. Raises ValueError for what is not its work."""
+        """Undo `save_state`. Raises ValueError for what is not its work, and for other data."""
+        changed = difference(self.fingerprint, state.get("data", {}))
+        if changed:
+            raise ValueError(f"data is {self.config.data!r}, whose {changed}; it must be that of the resumed run")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -135,21 +153,27 @@ class Trainer:
                 self.average.load_state_dict(state["average"])
             for name in COUNTERS:
                 setattr(self, name, state[name])
+            past = [record["step"] for record in self.history]
+            fits = past == list(range(self.steps_per_epoch, self.step + 1, self.steps_per_epoch))
+            fits = fits and 0 <= self.step <= self.steps and math.isfinite(self.loss_sum + self.seconds + self.best)
         except Exception as error:  # whatever a stranger's file makes torch raise
-            raise self.run.unusable(error) from error
+            raise self.run.unusable(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        if not fits:
+            raise self.run.unusable(f"step {self.step} of {self.steps} does not fit the steps of its history, {past}")
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
         parameters = sum(p.numel() for p in self.model.parameters())
         cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
-        images = len(self.data.train_images)
+        parts = {"training": self.data.train_labels, "validation": self.data.val_labels, "test": self.data.test_labels}
+        counts = ", ".join(f"{len(labels):,} {part}" for part, labels in parts.items() if labels is not None)
         compilation = ", compiled in the first step" if self.config.compile else ""
         self.screen.say(
             f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
             f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
         )
         self.screen.say(
-            f"{self.data.name}: {images:,} training and {len(self.data.test_labels):,} test images of "
+            f"{self.data.name}: {counts} images of "
             f"{self.data.img_size}x{self.data.img_size}, {len(self.data.classes)} classes; "
             f"{self.config.epochs} epochs of {self.steps_per_epoch} steps of {self.config.batch_size}; "
             f"out {self.run.folder}"
@@ -158,23 +182,39 @@ class Trainer:
             self.screen.say(f"resumed at step {self.step} of {self.steps}")
 
     def fit(self) -> None:
-        """Train from the present step to the last; the state is saved between steps only."""
+        """Train from the present step to the last, or to a signal; the state is saved between steps only."""
         saved_at = self.looked_at = started = time.monotonic()
         seconds_before = self.seconds
+        self.first = None
         with self.screen.progress_bar(self.step, self.steps) as bar:
-            while self.step < self.steps:
+            while self.step < self.steps and not self.stopping:
                 for images, labels in self._batches():
-                    self.train_step(images, labels)
+                    with nullcontext() if self.first else self.screen.patient(COMPILES):
+                        self.train_step(images, labels)
                     self.seconds = seconds_before + time.monotonic() - started
+                    self.first = self.first or (self.step, self.seconds)
                     bar.update()
                     if self.step % self.steps_per_epoch == 0:
                         self.end_epoch(bar)
-                    if self.step >= self.next_look:
+                    if self.step >= self.next_look or (self.signals.received and self.team.size == 1):
                         self.look()
+                    if self.stopping:  # all processes, after the same step
+                        break
                     looked = not self.unseen  # the others look at the same steps, and do not save
                     if looked and self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
                         self.save_state()
                         saved_at = time.monotonic()
+
+    def stop(self) -> None:
+        """End as the signal asked, after the state is saved: KeyboardInterrupt for Ctrl-C, else SystemExit(128 + n)."""
+        number = self.signals.received or signal.SIGTERM  # which another process has heard
+        if self.leads:
+            name = signal.Signals(number).name
+            how = f"stopped by {name} after step {self.step} of {self.steps}; the state is saved"
+            print(f"minivim: {how}, and this goes on from it: {self.run.command}", file=sys.stderr)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the present epoch that are still to come."""
@@ -226,8 +266,9 @@ class Trainer:
         """
         if not self.unseen:
             return
-        waited = torch.full((1, 2), time.monotonic() - self.looked_at)
-        *found, (seconds, _) = self.team.mean(torch.cat((torch.stack(self.unseen).cpu(), waited))).tolist()
+        own = torch.tensor([[time.monotonic() - self.looked_at, float(self.signals.received > 0)]])
+        *found, (seconds, stopping) = self.team.mean(torch.cat((torch.stack(self.unseen).cpu(), own))).tolist()
+        self.stopping = stopping > 0
         first = self.step - len(found) + 1
         for step, (loss, norm) in enumerate(found, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -244,68 +285,95 @@ class Trainer:
         self.looked_at = time.monotonic()
 
     def end_epoch(self, bar: Any) -> None:
-        """Evaluate, write the epoch's record and, after the best one so far, the weights."""
+        """Validate, write the epoch's record and, after the best one so far, the weights; at the end, test."""
         self.look()
         epoch = self.step // self.steps_per_epoch
         record = {"epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
         record["train_loss"] = self.loss_sum / self.steps_per_epoch
         self.loss_sum = 0.0
-        if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-            record |= self.task.evaluate(self.final_model)
-            reached = record[self.task.goal]
-            bar.set_postfix(loss=f"{record['train_loss']:.3f}", accuracy=f"{reached:.2%}")
-            if reached > self.best:
-                self.best = reached
-                self.save_weights(BEST_FILE)
+        last = epoch == self.config.epochs
+        if self.data.val_labels is not None and (last or epoch % self.config.eval_every == 0):
+            record |= self.task.evaluate(self.final_model, "val")
+            bar.set_postfix(loss=f"{record['train_loss']:.3f}", accuracy=f"{record[self.task.goal]:.2%}")
+        if record.get(self.task.goal, -1.0) > self.best or (last and not self.best_epoch):  # unvalidated: the last
+            self.best, self.best_epoch = record.get(self.task.goal, -1.0), epoch
+            self.save_weights(BEST_FILE)
+        if last:
+            record |= self.final_scores()
         record["seconds"] = round(self.seconds, 3)
         self.history.append(record)
         if self.leads:
             self.run.append(record)
         self.screen.show(record)
-        if epoch == (2 if self.config.compile else 1):  # the first one of a compiled run is no measure
-            pace = self.seconds - (self.history[-2]["seconds"] if epoch == 2 else 0)
-            rest = pace * (self.config.epochs - epoch)
-            self.screen.say(f"budget: {pace:.1f} s for an epoch, about {rest:.0f} s for the rest")
+        self.tell_budget()
+
+    def tell_budget(self) -> None:
+        """Say once how long an epoch takes, by the steps after the first one, in which kernels may be compiled."""
+        step, seconds = self.first
+        if step < self.step <= step + self.steps_per_epoch:
+            pace = (self.seconds - seconds) / (self.step - step)
+            epoch, rest = pace * self.steps_per_epoch, pace * (self.steps - self.step)
+            self.screen.say(f"budget: {epoch:.1f} s for an epoch, about {rest:.0f} s for the rest")
+
+    def final_scores(self) -> dict[str, float]:
+        """What the test images, which nothing has seen, say of the final weights and of the best ones."""
+        scores = best = self.task.evaluate(self.final_model, "test")
+        if self.best_epoch != self.config.epochs:
+            model = copy.deepcopy(self.final_model)
+            if self.leads:
+                self.run.read_weights(BEST_FILE, model)
+            self.team.give(model.state_dict().values())
+            best = self.task.evaluate(model, "test")
+        return scores | {f"best_{name}": value for name, value in best.items()} | {"best_epoch": self.best_epoch}
 
     def save_state(self) -> None:
         """Write all that the next step depends on, and the weights as they are now; nothing that is not finite."""
         self.look()
         state = {name: getattr(self, name) for name in COUNTERS}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "data": self.fingerprint}
         self.run.save_state(state | {"average": self.average.state_dict() if self.average else None})
         self.save_weights(LAST_FILE)
 
     def save_weights(self, name: str) -> None:
         """Write the weights that count."""
         if self.leads:
-            self.run.save_weights(name, self.final_model, self.step)
+            self.run.save_weights(name, self.final_model, self.data, self.step)
 
 
 def train(config: TrainConfig) -> TrainResult:
     """Train a model and write the run to `config.out`: config.json, metrics.jsonl, best.safetensors, last.safetensors,
     state.pt (all that resuming needs) and curves.png.
 
-    Raises ValueError for impossible settings and for a loss that is no longer finite.
+    Raises ValueError for impossible settings, for a folder in use or with other files, and for a loss that is no longer
+    finite. SIGINT, SIGTERM and SIGHUP end the run between two steps, after its state is saved.
     """
-    config = resolve(config)
-    if (Path(config.out) / CONFIG_FILE).exists() and not config.resume:  # before the data, which takes a while to load
-        raise ValueError(f"out is {config.out!r}, which holds a run; it must be a new folder, or resume be set")
+    with met_by_all():
+        config = resolve(config)
     with join_team(config.device) as team, use_threads(config.threads), torch.random.fork_rng(team.cuda_devices):
-        if config.compile:
-            check_compiler(team.device)
-        data = load_data(
-            config.data, img_size=config.img_size, val_share=config.val_share, classes=config.classes,
-            image_column=config.image_column, label_column=config.label_column,
-        )  # fmt: skip
-        trainer = Trainer(config, data, team)
-        trainer.open()
-        trainer.introduce()
+        with Run(config).held() if team.rank == 0 else nullcontext():
+            return _train(config, team)
+
+
+def _train(config: TrainConfig, team: Team) -> TrainResult:
+    """`train`, of one process in a folder that is its team's alone."""
+    if config.compile:
+        check_compiler(team.device)
+    data = load_data(
+        config.data, img_size=config.img_size, val_share=config.val_share, classes=config.classes,
+        image_column=config.image_column, label_column=config.label_column,
+    )  # fmt: skip
+    trainer = Trainer(config, data, team)
+    trainer.open()
+    trainer.introduce()
+    with trainer.signals:
         trainer.fit()
         if trainer.leads:
             trainer.save_state()
-            draw_curves(trainer.history, trainer.run.folder / CURVES_FILE)
-        result = TrainResult(trainer.final_model.eval(), data, trainer.history, trainer.run.folder)
-        trainer.screen.say(
-            f"test accuracy {result.accuracy:.2%} (best {trainer.best:.2%}) after {trainer.seconds:.0f} s: {result.out}"
-        )
+    if trainer.step < trainer.steps:
+        trainer.stop()
+    result = TrainResult(trainer.final_model.eval(), trainer.data, trainer.history, trainer.run.folder)
+    if trainer.leads:
+        draw_curves(trainer.history, result.out / CURVES_FILE)
+    best = f"best, epoch {trainer.best_epoch}: {result.history[-1]['best_test_accuracy']:.2%}"
+    trainer.screen.say(f"test accuracy {result.accuracy:.2%} ({best}) after {trainer.seconds:.0f} s: {result.out}")
     return result

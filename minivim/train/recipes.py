@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, STATE_FILE = "config.json", "state.pt"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class TrainConfig:
 
 
 BASE = TrainConfig(
-    data="digits", val_share=0.0, model="vim_tiny_patch16_224", resume=False, seed=0,
+    data="digits", val_share=0.1, model="vim_tiny_patch16_224", resume=False, seed=0,
     epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
     ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
     mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2, eval_every=1,
@@ -147,19 +147,19 @@ PRESETS = {
     ),
     "cifar10_cpu": TrainConfig(
         model="vim_tiny_patch4_32", img_size=32, embed_dim=96, depth=4, expand=1, state_dim=4, epochs=5, lr=5e-3,
-        beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
+        val_share=0.02, beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
     ),
     "imagenet": TrainConfig(
         model="vim_tiny_patch16_224", img_size=224, epochs=300, batch_size=1024, warmup=1 / 60, ema=0.99996,
         weight_decay=0.1, jitter=0.3, erase=0.25, mixup=0.8, cutmix=1.0, drop_path=0.1, bf16=True, workers=8,
-        save_seconds=300.0,
+        val_share=0.01, save_seconds=300.0,
     ),
 }  # fmt: skip
 
-# Fields that a resumed run may change: how it computes, not what.
+# Fields that a resumed run may change: how it computes, not what; of the data where they are, as the state knows them.
 FREE_ON_RESUME = (
-    "resume", "preset", "out", "compile", "device", "threads", "workers", "eval_every", "save_seconds", "tensorboard",
-    "progress",
+    "resume", "preset", "out", "data", "compile", "device", "threads", "workers", "eval_every", "save_seconds",
+    "tensorboard", "progress",
 )  # fmt: skip
 
 
@@ -179,9 +179,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if preset not in PRESETS:
         raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
     wanted = {**given(config), "data": data, "preset": preset}
-    for name, value in given(saved).items():
-        if name not in FREE_ON_RESUME and wanted.get(name, value) != value:
-            raise ValueError(f"{name} is {wanted[name]!r}; it must be {value!r}, as in the run that is resumed")
+    if config.resume and (Path(config.out) / STATE_FILE).exists():  # without one the run begins, as it is told to
+        check_same(wanted, given(saved))
     layers = (BASE, PRESETS[preset], saved)
     resolved = TrainConfig(**{name: value for layer in layers for name, value in given(layer).items()} | wanted)
     check(resolved)
@@ -189,6 +188,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
         label = Path(data).name.replace(":", "-")
         resolved = replace(resolved, out=f"runs/{label}-{resolved.model}-{time.strftime('%Y%m%d-%H%M%S')}")
     return resolved
+
+
+def check_same(wanted: dict, saved: dict) -> None:
+    """Raise ValueError where a resumed run is wanted to be another one; neither has to name all fields."""
+    for name, value in saved.items():
+        if name not in FREE_ON_RESUME and wanted.get(name, value) != value:
+            why = ", because the learning rate falls towards the last of them" if name == "epochs" else ""
+            raise ValueError(f"{name} is {wanted[name]!r}; it must be {value!r}, as in the run that is resumed{why}")
 
 
 def saved_config(out: str | os.PathLike | None) -> TrainConfig:
@@ -199,9 +206,14 @@ def saved_config(out: str | os.PathLike | None) -> TrainConfig:
     if not path.is_file():
         return TrainConfig()
     try:
-        return TrainConfig(**json.loads(path.read_text()))
+        saved = TrainConfig(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"out is {str(out)!r}, whose {CONFIG_FILE} cannot be read ({error})") from error
+    if None in (saved.data, saved.preset, saved.model, saved.out):
+        raise ValueError(
+            f"out is {str(out)!r}, whose {CONFIG_FILE} is not of a run of minivim; it must be a new folder"
+        )
+    return saved
 
 
 # field -> (smallest, largest) allowed value; None: no bound

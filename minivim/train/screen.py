@@ -1,13 +1,17 @@
 """What the user sees of a run: lines, a progress bar, TensorBoard, a picture of the curves."""
 
 import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minivim.extras import require
 from minivim.files import write_atomically
 from minivim.train.recipes import TrainConfig
+
+PATIENCE = 3.0  # seconds without a word
 
 
 class Screen:
@@ -28,6 +32,17 @@ class Screen:
         hidden = not (self.leads and self.config.progress)
         return require("tqdm.auto", "train").tqdm(total=steps, initial=step, unit="step", disable=hidden)
 
+    @contextmanager
+    def patient(self, sentence: str) -> Iterator[None]:
+        """Say why nothing seems to happen, if what is done inside takes long."""
+        timer = threading.Timer(PATIENCE, self.say, (sentence,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def show(self, record: Mapping) -> None:
         """An epoch's record, for TensorBoard if that is asked for."""
         if self.leads and self.config.tensorboard:
@@ -40,16 +55,17 @@ class Screen:
 
 
 def draw_curves(history: Sequence[dict], path: Path) -> None:
-    """A picture of the losses and of the test accuracy against the epoch."""
+    """A picture of the losses and of the validation accuracy against the epoch; the test's is said above."""
     figure = require("matplotlib.figure", "train").Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    scored = [record for record in history if "test_accuracy" in record]
+    scored = [record for record in history if "val_accuracy" in record]
     left.plot([r["epoch"] for r in history], [r["train_loss"] for r in history], label="training (augmented)")
-    left.plot([r["epoch"] for r in scored], [r["test_loss"] for r in scored], label="test")
+    left.plot([r["epoch"] for r in scored], [r["val_loss"] for r in scored], label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy")
     left.legend()
-    right.plot([r["epoch"] for r in scored], [100 * r["test_accuracy"] for r in scored])
-    right.set(xlabel="epoch", ylabel="test accuracy, %", title=f"last {scored[-1]['test_accuracy']:.2%}")
+    right.plot([r["epoch"] for r in scored], [100 * r["val_accuracy"] for r in scored])
+    test = f"test accuracy of the final weights {history[-1]['test_accuracy']:.2%}"
+    right.set(xlabel="epoch", ylabel="validation accuracy, %", title=test)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()

@@ -33,7 +33,7 @@ class Classification:
     """One label an image: a model, a batch made ready, a loss, a score."""
 
     loss = staticmethod(F.cross_entropy)
-    goal = "test_accuracy"  # what `evaluate` finds, and the best weights have most of
+    goal = "val_accuracy"  # what `evaluate` finds, and the best weights have most of
 
     def __init__(self, config: TrainConfig, data: ImageData, team: Team):
         self.config, self.data, self.team = config, data, team
@@ -50,11 +50,12 @@ class Classification:
         config: Any = self.config  # an Augmentation, but frozen, and a Protocol's attributes can be set
         return augment(images, labels, len(data.classes), data.mean, data.std, config, generator)
 
-    def evaluate(self, model: Backbone) -> dict[str, float]:
-        """Mean cross-entropy and accuracy on the test images; each process scores its share of them."""
+    def evaluate(self, model: Backbone, part: str) -> dict[str, float]:
+        """Mean cross-entropy and accuracy on the images of a part, val or test; each process scores its share."""
         data, team = self.data, self.team
-        rows = torch.arange(team.rank, len(data.test_labels), team.size)
-        images, labels = data.test_images, data.test_labels[rows]
+        images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
+        rows = torch.arange(team.rank, len(labels), team.size)
+        labels = labels[rows]
         share = Subset(images, rows.tolist()) if isinstance(images, LazyImages) else images[rows]
         sums = torch.zeros(3, dtype=torch.float64)
         if len(rows):
@@ -63,4 +64,4 @@ class Classification:
             right, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
             sums = torch.stack([loss.double(), right.double(), torch.tensor(len(rows), dtype=torch.float64)])
         loss, right, count = team.mean(sums).tolist()
-        return {"test_loss": loss / count, "test_accuracy": right / count}
+        return {f"{part}_loss": loss / count, f"{part}_accuracy": right / count}

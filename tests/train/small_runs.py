@@ -30,9 +30,9 @@ def stripes(count: int, seed: int, size: int = 8) -> tuple[torch.Tensor, torch.T
 
 
 def small_bundle() -> ImageData:
-    """160 training and 40 test images."""
-    (images, labels), test = stripes(160, 0), stripes(40, 1)
-    return ImageData("stripes", images, labels, *test, ("rows", "columns"), *channel_statistics(images))
+    """160 training, 40 test and 30 validation images."""
+    (images, labels), test, validation = stripes(160, 0), stripes(40, 1), stripes(30, 2)
+    return ImageData("stripes", images, labels, *test, ("rows", "columns"), *channel_statistics(images), *validation)
 
 
 def small(tmp_path, **changes) -> TrainConfig:

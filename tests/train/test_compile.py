@@ -41,7 +41,14 @@ def graphs(monkeypatch) -> list:
 def test_a_compiled_run_ends_where_a_plain_one_does_and_its_files_have_the_same_names(tmp_path, capsys):
     if missing := lacking(CPU):
         pytest.skip(f"torch.compile cannot work here, which lacks {missing}")
-    short = {"data": "digits", "epochs": 1, "depth": 1, "batch_size": 479, "threads": 1}  # three steps
+    short = {
+        "data": "digits",
+        "epochs": 1,
+        "depth": 1,
+        "batch_size": 479,
+        "threads": 1,
+        "val_share": 0.0,
+    }  # three steps
     out = {compile: tmp_path / str(compile) for compile in (False, True)}
     for compile in out:
         train(TrainConfig(out=str(out[compile]), compile=compile, **short))
@@ -91,7 +98,7 @@ def test_the_first_step_compiles_one_graph_a_size_and_no_later_one_does(case, gr
         assert not {"item", "tolist"} & {node.target for node in graph.graph.nodes}  # it never waits for the device
     for one, other in zip(plain.history, compiled.history, strict=True):
         assert other["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-        assert other["test_loss"] == pytest.approx(one["test_loss"], abs=1e-4)
+        assert other["val_loss"] == pytest.approx(one["val_loss"], abs=1e-4)
     assert type(compiled.model) is type(plain.model)
     assert compiled.model.state_dict().keys() == tensors_of(compiled.out).keys() == tensors_of(plain.out).keys()
 
@@ -147,13 +154,9 @@ def test_auto_is_asked_for_its_verdict_before_anything_is_compiled(graphs, small
     assert len(graphs) == len(asked) == 1
 
 
-def test_a_compiled_run_says_so_and_judges_its_pace_by_the_second_epoch(graphs, small_data, tmp_path, capsys):
-    train(small(tmp_path, epochs=3, progress=True, compile=True))
-    said = capsys.readouterr().out
-    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    pace = float(said.partition("budget: ")[2].partition(" s for an epoch")[0])
-    assert pace == pytest.approx(seconds[1] - seconds[0], abs=0.06)
-    assert "compiled in the first step" in said
+def test_a_compiled_run_says_so(graphs, small_data, tmp_path, capsys):
+    train(small(tmp_path, epochs=1, progress=True, compile=True))
+    assert "compiled in the first step" in capsys.readouterr().out
 
 
 # ---- where it cannot work --------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The training loop: its parts obey their laws, and a run learns and writes what it should."""
 
 import math
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +10,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minivim import create_model
+from minivim.models import checkpoints
 from minivim.processes import Team
 from minivim.train.loop import Trainer, train
 from minivim.train.prediction import evaluate
 from minivim.train.recipes import TrainConfig, resolve
+from minivim.train.screen import Screen
 from minivim.train.step import (
     accumulate_gradients,
     compute_gradients,
@@ -20,8 +24,8 @@ from minivim.train.step import (
     learning_rate,
     seed_from,
 )
-from minivim.train.tasks import build_model
-from tests.train.small_runs import records_of, small, tensors_of
+from minivim.train.tasks import Classification, build_model
+from tests.train.small_runs import records_of, same, small, tensors_of
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -108,7 +112,8 @@ def test_a_vim_learns_to_tell_shapes_apart(tmp_path):
     losses = [record["train_loss"] for record in result.history]
     assert losses[0] < math.log(10) + 0.2 and all(a > b for a, b in zip(losses, losses[1:], strict=False))
     assert result.accuracy > 0.4  # chance is 0.1
-    assert result.history[-1]["test_loss"] < result.history[0]["test_loss"]
+    assert result.history[-1]["val_loss"] < result.history[0]["val_loss"]
+    assert result.history[-1]["val_accuracy"] > 0.4 and len(result.data.val_labels) == 400
 
 
 @pytest.mark.parametrize("model", ["vim_nano_patch2_8", "deit_tiny_patch4_32"])
@@ -130,8 +135,49 @@ def test_vim_and_deit_train_by_the_same_command_and_write_the_same_files(small_d
     assert scores["accuracy"] == pytest.approx(result.accuracy) and scores["images"] == 40
     assert scores["loss"] == pytest.approx(result.history[-1]["test_loss"], rel=1e-5)
     assert sum(scores["per_class"].values()) / 2 == pytest.approx(scores["accuracy"])
-    best = evaluate(result.out / "best.safetensors", small_data)["accuracy"]
-    assert best == pytest.approx(max(record["test_accuracy"] for record in result.history))
+    best = evaluate(result.out / "best.safetensors", small_data)
+    assert best["accuracy"] == pytest.approx(result.history[-1]["best_test_accuracy"])
+    assert best["loss"] == pytest.approx(result.history[-1]["best_test_loss"], rel=1e-5)
+
+
+def score_as(monkeypatch, scores: dict[int, float]) -> list[tuple[int, str]]:
+    """Give each epoch's validation that accuracy; the list gets (epoch, part) of whatever is evaluated."""
+    asked, original = [], Classification.evaluate
+
+    def evaluate(self, model, part):
+        found = original(self, model, part)
+        asked.append((len(asked) + 1, part))
+        return found | ({"val_accuracy": scores[len(asked)]} if part == "val" else {})
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate)
+    return asked
+
+
+def test_best_is_chosen_on_the_validation_images_and_the_test_images_are_read_at_the_end(
+    small_data, tmp_path, monkeypatch
+):
+    asked = score_as(monkeypatch, {1: 0.5, 2: 0.9, 3: 0.9})
+    result = train(small(tmp_path))
+    assert asked == [(1, "val"), (2, "val"), (3, "val"), (4, "test"), (5, "test")]
+    last = result.history[-1]
+    assert last["best_epoch"] == 2
+    assert not [name for record in result.history[:-1] for name in record if "test" in name]
+    monkeypatch.undo()
+    second, final = (evaluate(result.out / f"{name}.safetensors", small_data) for name in ("best", "last"))
+    assert checkpoints.load_extra(result.out / "best.safetensors")["step"] == 16
+    assert second["loss"] == pytest.approx(last["best_test_loss"], rel=1e-5)
+    assert final["loss"] == pytest.approx(last["test_loss"], rel=1e-5) != pytest.approx(second["loss"], rel=1e-5)
+
+
+def test_without_validation_images_nothing_is_chosen(small_data, tmp_path, monkeypatch):
+    bare = replace(small_data, val_images=None, val_labels=None)
+    monkeypatch.setattr("minivim.train.loop.load_data", lambda *args, **options: bare)
+    asked = score_as(monkeypatch, {})
+    result = train(small(tmp_path))
+    assert asked == [(1, "test")] and result.history[-1]["best_epoch"] == 3
+    assert result.history[-1]["best_test_loss"] == result.history[-1]["test_loss"]
+    best, last = (checkpoints.read_file(result.out / f"{name}.safetensors")[0] for name in ("best", "last"))
+    assert same(best, last)
 
 
 def test_the_global_random_numbers_and_threads_are_left_as_they_were(small_data, tmp_path):
@@ -164,6 +210,29 @@ def test_a_run_says_what_it_uses(small_data, tmp_path, capsys):
     said = capsys.readouterr().out
     for part in ("parameters", "tokens", "device cpu", "1 threads", "scan backend", "budget:", "test accuracy"):
         assert part in said
+
+
+def test_the_budget_counts_no_compilation(small_data, tmp_path, capsys):
+    """A first step of 20 s, then seven of 1 s: 8 s for an epoch of eight, said once."""
+    trainer = Trainer(resolve(small(tmp_path, progress=True)), small_data, Team(0, 1, torch.device("cpu")))
+    trainer.first, trainer.step, trainer.seconds = (1, 20.0), 8, 27.0
+    trainer.tell_budget()
+    trainer.step, trainer.seconds = 16, 35.0
+    trainer.tell_budget()
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["budget: 8.0 s for an epoch, about 16 s for the rest"]
+
+
+def test_a_first_step_that_takes_long_is_explained(tmp_path, monkeypatch):
+    said, heard = [], threading.Event()
+    screen = Screen(resolve(small(tmp_path)), leads=True)
+    monkeypatch.setattr(screen, "say", lambda line: (said.append(line), heard.set()))
+    with screen.patient("quick"):
+        pass
+    monkeypatch.setattr("minivim.train.screen.PATIENCE", 0.01)
+    with screen.patient("slow"):
+        assert heard.wait(60)
+    assert said == ["slow"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(small_data, tmp_path):
