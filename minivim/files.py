@@ -13,7 +13,7 @@ from typing import IO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # so that it can be asked for
     import msvcrt
 
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # the disk, or the user's share of it
@@ -112,7 +112,7 @@ def _lock(file: IO[str]) -> bool:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept by a forked worker
         else:
             file.seek(2**20)  # beyond what is read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # on Windows they are there
     except (BlockingIOError, PermissionError):
         return False
     except OSError:  # a file system without locks

@@ -20,10 +20,10 @@ DROPPINGS = {
 }  # fmt: skip
 
 
-def contents(folder: str | os.PathLike) -> list[os.DirEntry]:
+def contents(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """What lies in a folder, sorted by name, without what is hidden or left behind by tools."""
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fspath(folder)) as entries:
             kept = [entry for entry in entries if entry.name[0] != "." and entry.name.casefold() not in DROPPINGS]
     except OSError as error:
         raise ValueError(f"folder {quoted(folder)} could not be read: {error.strerror}") from error
@@ -119,9 +119,9 @@ def _class_folders(folder: Path) -> tuple[dict[str, Part], list[str]]:
         )
     trees = {part: _tree(folder / name) for part, name in parts.items()}
     classes = trees["train"][1]
-    for part, (_, others) in trees.items():
-        check_same_classes(str(folder), part, classes, others)
-    return {part: tree for part, (tree, _) in trees.items()}, classes
+    for name, (_, others) in trees.items():
+        check_same_classes(str(folder), name, classes, others)
+    return {name: part for name, (part, _) in trees.items()}, classes
 
 
 def check_same_classes(source: str, part: str, train: Sequence[str], others: Sequence[str]) -> None:
@@ -142,7 +142,7 @@ def class_name(folder: str) -> str:
 def _tree(folder: Path) -> tuple[Part, list[str]]:
     """The images below a folder with one sub-folder a class, and the classes, sorted by name."""
     found = [(child, *file) for child in sub_folders(folder) for file in walk(child)]
-    by_class = {class_name(child.name): [] for child in sub_folders(folder)}
+    by_class: dict[str, list] = {class_name(child.name): [] for child in sub_folders(folder)}
     seen, again, others = set(), 0, []
     for child, _, path, real in sorted(found, key=lambda file: file[1]):  # files themselves before links to them
         if not is_image_name(path) or (os.path.exists(path) and not os.path.isfile(path)):

@@ -82,7 +82,7 @@ def _first_stop(endpoint: str) -> tuple[str | None, int]:
     """
     hub = urlparse(endpoint)
     proxies = getproxies()  # whatever the case of HTTPS_PROXY, ALL_PROXY and NO_PROXY
-    proxy = None if proxy_bypass(hub.hostname) else proxies.get(hub.scheme) or proxies.get("all")
+    proxy = None if proxy_bypass(hub.hostname or "") else proxies.get(hub.scheme) or proxies.get("all")
     address = urlparse(proxy if "://" in proxy else f"http://{proxy}") if proxy else hub
     try:
         return address.hostname, address.port or PORTS.get(address.scheme, SOCKS_PORT)

@@ -37,7 +37,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index):
         return self.items[self.rows[index]]
 
 

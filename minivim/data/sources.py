@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -123,11 +124,15 @@ def _bundle(
         raise ValueError(
             f"data is {quoted(name)} with one class only ({quoted(classes[train.labels[0]])}); it must have two or more"
         )
-    in_memory = isinstance(train.items, Tensor)
-    size = img_size or (train.items.shape[-1] if in_memory else min(read_image(train.items[0]).size))
+    first = train.items[0]
+    size = img_size or (first.shape[-1] if isinstance(first, Tensor) else min(read_image(first).size))
     total = sum(len(part.labels) for part in parts.values())
-    if not in_memory and 3 * math.prod(sides(size)) * total > IN_MEMORY_BYTES:
-        images = {part: LazyImages(content.items, size, crop=crop) for part, content in parts.items()}
+    images: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    if not isinstance(first, Tensor) and 3 * math.prod(sides(size)) * total > IN_MEMORY_BYTES:
+        undecoded: dict[str, Any] = {part: content.items for part, content in parts.items()}
+        images = {part: LazyImages(items, size, crop=crop) for part, items in undecoded.items()}
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     else:
         # The others have the side of the training images, whose own size counts where none is given.
@@ -154,7 +159,7 @@ def _say_what_is_in_two_parts(name: str, images: dict[str, UInt8[Tensor, "_ 3 H 
 
 
 def _digest(image: UInt8[Tensor, "3 H W"]) -> bytes:
-    return hashlib.blake2b(image.numpy(), digest_size=16).digest()
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
 
 
 def _as_bytes(items, img_size: int | tuple[int, int] | None, crop: float) -> UInt8[Tensor, "M 3 H W"]:

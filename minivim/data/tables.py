@@ -29,7 +29,7 @@ class ImageColumn(Sequence):
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index):
         record = self.values[index].as_py() or b""
         record = record if isinstance(record, dict) else {"bytes": record, "path": None}
         return {"bytes": record["bytes"], "path": record["path"] or f"row {index} of {self.part}"}
@@ -52,8 +52,9 @@ def split_of_file(folder: Path, path: Path) -> tuple[str, Path] | None:
 
 def read_tables(folder: Path, files: list[Path], columns: Columns) -> tuple[dict[str, Part], list[str]]:
     """The parts and the classes of parquet files below a folder."""
-    found = {path: split_of_file(folder, path) for path in files}
-    odd = [path.name for path in files if not found[path]]
+    places = {path: split_of_file(folder, path) for path in files}
+    found = {path: place for path, place in places.items() if place}
+    odd = [path.name for path in files if path not in found]
     if len(odd) == len(files):
         raise ValueError(
             f"data is {quoted(folder)} with no training files ({quoted_list(odd)}); a parquet file must be named after "
@@ -61,14 +62,14 @@ def read_tables(folder: Path, files: list[Path], columns: Columns) -> tuple[dict
         )
     if odd:
         notice(f"data is {quoted(folder)}: left out are {quoted_list(odd)}, which name no split")
-    parts = by_part(str(folder), sorted({found[path][0] for path in files if found[path]}))
+    parts = by_part(str(folder), sorted({name for name, _ in found.values()}))
     check_has_training(str(folder), parts)
     splits = {}
     for part, name in parts.items():
-        of_part = [path for path in files if found[path] and found[path][0] == name]
-        places = sorted({found[path][1] for path in of_part})
-        if len(places) > 1:
-            shown = quoted_list([os.path.relpath(place, folder) for place in places])
+        of_part = [path for path, (split, _) in found.items() if split == name]
+        around = sorted({found[path][1] for path in of_part})
+        if len(around) > 1:
+            shown = quoted_list([os.path.relpath(place, folder) for place in around])
             raise ValueError(f"data is {quoted(folder)} with {name} files in {shown}; it must be one of these folders")
         splits[part] = _load(of_part)
     return read_splits(str(folder), splits, columns)
@@ -135,7 +136,7 @@ def read_splits(source: str, splits: Mapping[str, Any], columns: Columns) -> tup
             raise ValueError(f"data is {quoted(source)}, whose {part} rows have no column {quoted(image)}; they must")
     names = getattr(features[label], "names", None)
     for part, dataset in splits.items():
-        others = getattr(dataset.features.get(label), "names", names)
+        others: list = getattr(dataset.features.get(label), "names", None) or names or []
         if names and others != names:
             odd = sorted(set(names) ^ set(others)) or ["in another order"]
             raise ValueError(
@@ -144,7 +145,7 @@ def read_splits(source: str, splits: Mapping[str, Any], columns: Columns) -> tup
             )
     values = {part: _values(dataset, label) for part, dataset in splits.items()}
     numbers, classes = read_labels(source, label, values, names)
-    items = {part: ImageColumn(dataset, image, part) for part, dataset in splits.items()}
+    items: dict[str, Sequence] = {part: ImageColumn(dataset, image, part) for part, dataset in splits.items()}
     return with_labels_only(source, items, numbers), classes
 
 

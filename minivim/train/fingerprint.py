@@ -18,7 +18,7 @@ def fingerprint(data: ImageData) -> dict:
 
     The place of the files is not in it: a set that was moved is the same set.
     """
-    found = {"classes": list(data.classes)}
+    found: dict = {"classes": list(data.classes)}
     for part in ("train", "val", "test"):
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
         if labels is None:
@@ -32,7 +32,8 @@ def fingerprint(data: ImageData) -> dict:
 def sample(images: UInt8[Tensor, "M 3 H W"] | Dataset) -> list[UInt8[Tensor, "3 H W"]]:
     """Some of the images, from the first to the last."""
     most = IN_MEMORY if isinstance(images, Tensor) else DECODED
-    return [images[row] for row in range(0, len(images), -(-len(images) // most) or 1)]
+    count = len(images)  # type: ignore[arg-type]  # a Dataset may have no length; ours have
+    return [images[row] for row in range(0, count, -(-count // most) or 1)]
 
 
 def hash_of(tensors: list[UInt8[Tensor, "..."] | Int64[Tensor, " _"]]) -> str:
@@ -40,7 +41,7 @@ def hash_of(tensors: list[UInt8[Tensor, "..."] | Int64[Tensor, " _"]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

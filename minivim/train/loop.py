@@ -199,7 +199,7 @@ class Trainer:
                     if self.step >= self.next_look or (self.signals.received and self.team.size == 1):
                         self.look()
                     if self.stopping:  # all processes, after the same step
-                        break
+                        break  # type: ignore[unreachable]  # `look` has set it
                     looked = not self.unseen  # the others look at the same steps, and do not save
                     if looked and self.leads and time.monotonic() - saved_at >= self.config.save_seconds:
                         self.save_state()

@@ -78,7 +78,7 @@ class Run:
     def save_state(self, state: Mapping) -> None:
         """Write all that the next step depends on, with a checksum at its end."""
         buffer = io.BytesIO()
-        torch.save(state | {"config": self.identity}, buffer)
+        torch.save({**state, "config": self.identity}, buffer)
         buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
         write_atomically(self.folder / STATE_FILE, buffer.getbuffer())
 

@@ -20,7 +20,7 @@ class Signals:
     def __init__(self, patience: float, speaks: bool):
         self.patience, self.speaks = patience, speaks
         self.received, self.noted_at, self.owner = 0, 0.0, os.getpid()
-        self.before = {}
+        self.before: dict = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
