@@ -20,7 +20,7 @@ from minivim.models.mamba import MambaBlock
 LARGEST = 2**31 - 2**24  # bytes of weights: one file holds 2 GiB, and the graph takes a few MB of it
 OPSET = 18  # what torch.onnx translates to; another one would be converted from it
 LENGTH = 3  # tokens of the example for a MambaBlock; any number but 0 and 1, which torch.export takes as fixed
-KNOWN = ("mean", "std", "classes")  # of what a checkpoint stores beside the weights, what a user of the file needs
+KNOWN = ("mean", "std", "crop_pct", "classes")  # what a user of the file needs of all that is known
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike, extra: Mapping | None = None) -> None:
@@ -29,8 +29,8 @@ def export_onnx(model: nn.Module, path: str | os.PathLike, extra: Mapping | None
     The file computes what `model` computes in evaluation mode and float32, whatever its mode, dtype and device:
     "image" (batch, C, H, W) -> "logits", or "features" for num_classes 0; of a MambaBlock "tokens" (batch, length, D)
     -> "output". batch and length may be any number. Each direction of each block is one Scan node.
-    Its metadata_props are JSON: "config"; "mean" and "std", with which images are normalised, and "classes", those of
-    `extra`, which `checkpoints.load_extra` gives, else the model's own.
+    Its metadata_props are JSON: "config"; "mean", "std" and "crop_pct", with which images are prepared, and "classes":
+    those of `extra`, which `checkpoints.load_any` gives beside the model, else the model's own.
     Raises TypeError for any other model, wrapped ones too; ValueError for one of 2 GiB or more and for a folder that is
     not there; and ImportError, which names the extra to install.
     """
@@ -52,8 +52,8 @@ def metadata(model: Backbone | MambaBlock, extra: Mapping) -> dict:
     """What a user of the file needs to know and cannot see in its graph."""
     if isinstance(model, MambaBlock):
         return {}
-    known = {"config": vars(model.config), "mean": model.default_cfg["mean"], "std": model.default_cfg["std"]}
-    return known | {key: extra[key] for key in KNOWN if key in extra}
+    known = model.default_cfg | dict(extra) | {"config": vars(model.config)}
+    return {key: known[key] for key in ("config", *KNOWN) if key in known}
 
 
 def interface(model: Backbone | MambaBlock) -> tuple[str, tuple[int, ...], str]:

@@ -111,7 +111,7 @@ def test_the_file_says_what_its_user_must_know_and_nothing_of_this_machine(folde
     model, _, path = written(folder)
     known = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
     assert known.pop("config")["img_size"] == [6, 8]
-    assert known == {"classes": ["one", "zwei"], "mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}
+    assert known == {"classes": ["one", "zwei"], "mean": [0.1, 0.2, 0.3], "std": [1, 2, 3], "crop_pct": 1.0}
     assert export.metadata(model, {})["mean"] == model.default_cfg["mean"]
     assert b".py" not in path.read_bytes()  # the exporter notes the lines of code that each node comes from
     assert re.fullmatch(
