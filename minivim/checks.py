@@ -9,6 +9,9 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
+LARGEST = 10**9  # of a count that has no smaller bound
+MOST_THREADS = MOST_WORKERS = 1024  # far more than help, and few enough for any system to start
+LARGEST_SIDE = 8192  # of an image, in pixels
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
 
@@ -38,10 +41,18 @@ def notify(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=level)
 
 
-def check_whole(name: str, value: object, minimum: int = 1) -> None:
-    """Raise a ValueError that names the field unless `value` is a whole number of at least `minimum`."""
+def shortened(text: str, most: int) -> str:
+    """`text` with its middle left out where it is longer than `most` characters."""
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def check_whole(name: str, value: object, minimum: int = 1, maximum: int = LARGEST) -> None:
+    """Raise a ValueError that names the field unless `value` is a whole number from `minimum` to `maximum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} is {shown(value)}; it must be a whole number of at least {minimum}")
+    if value > maximum:
+        raise ValueError(f"{name} is {shown(value)}; it must be a whole number of at most {maximum:,}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -52,4 +63,4 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite int or float; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf

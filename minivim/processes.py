@@ -10,6 +10,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from minivim.checks import shown
+
 
 @dataclass(frozen=True)
 class Team:
@@ -50,13 +52,21 @@ def choose_device(name: str | None = None, rank: int | None = None) -> torch.dev
         name = f"cuda:{rank}"
     try:
         place = torch.device(name)
+        if place.type not in usable_devices():
+            raise RuntimeError(f"it is of type {place.type}")
         if place.type == "cuda" and rank is not None and torch.backends.cuda.is_built():
             torch.cuda.set_device(place)  # what names no device, NCCL's barrier for one, must not land on the first GPU
         torch.empty(0, device=place)
         return place
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device is {name!r}; it must be a device that this machine has ({reason})") from error
+        here = ", ".join(usable_devices())
+        raise ValueError(f"device is {shown(name)}; it must be a device that this machine has: {here}") from error
+
+
+def usable_devices() -> list[str]:
+    """The kinds of device that this machine computes on; "meta" and its like hold no numbers."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
 
 
 @contextmanager

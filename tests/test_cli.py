@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
 import torch
 
 from minivim import cli, create_model, list_models, to_official
+from minivim.cli.flags import spell_out_switches
 from minivim.models import checkpoints
 from minivim.train.recipes import TrainConfig
 
@@ -143,9 +145,9 @@ def test_train_writes_what_was_asked_for(trained):
 
 
 def test_a_switch_is_a_flag_without_a_value():
-    spelled = cli.spell_out_switches(TrainConfig, ["--resume", "--no-bf16", "--progress", "False", "--out", "x"])
+    spelled = spell_out_switches(TrainConfig, ["--resume", "--no-bf16", "--progress", "False", "--out", "x"])
     assert spelled == ["--resume", "True", "--bf16", "False", "--progress", "False", "--out", "x"]
-    spelled = cli.spell_out_switches(TrainConfig, ["--no-pos-embed", "--pos_embed", "--scan_order", "rows"])
+    spelled = spell_out_switches(TrainConfig, ["--no-pos-embed", "--pos_embed", "--scan_order", "rows"])
     assert spelled == ["--pos-embed", "False", "--pos-embed", "True", "--scan_order", "rows"]
 
 
@@ -209,7 +211,7 @@ MISTAKES = [
     (["train", "--out", "OUT", "--model", "vit"], ["'vit'", "must be one of vim_tiny"]),
     (["train", "--out", "OUT", "--patch-size", "3"], ["img_size is 8", "multiple of patch_size 3"]),
     (["train", "--out", "OUT", "--backend", "cuda"], ["backend", "'cuda'", "must be one of"]),
-    (["train", "--out", "OUT", "--device", "tpu9"], ["device", "'tpu9'", "must be a device"]),
+    (["train", "--out", "OUT", "--device", "tpu9"], ["device", "'tpu9'", "must be a device", "cpu"]),
     (["train", "--out", "OUT", "--batch-size", "2000"], ["batch_size", "2000", "must be at most"]),
     (["eval", "--data", "digits"], ["Missing", "A file written by minivim train", "required"]),
     (["eval", "none.safetensors", "--data", "digits"], ["'none.safetensors'", "must be an existing file"]),
@@ -224,8 +226,8 @@ MISTAKES = [
     (["predict", "CHECKPOINT", "TEXT"], ["image", "TEXT", "could not be read"]),
     (["predict", "CHECKPOINT", "PICTURE", "--top", "0"], ["top", "0", "must be a whole number of at least 1"]),
     (["predict", "PICTURE", "PICTURE"], ["PICTURE", "must be a checkpoint"]),
-    (["bench"], ["bench", "''", "must be given one of scan, model"]),
-    (["bench", "disk"], ["bench", "'disk'", "must be given one of scan, model"]),
+    (["bench"], ["bench", "''", "must be one of scan, model"]),
+    (["bench", "disk"], ["bench", "'disk'", "must be one of scan, model"]),
     (["bench", "scan", "--shape", "1,384"], ["shape", "'1,384'", "must be three whole numbers B,E,L"]),
     (["bench", "scan", "--shape", "1,0,197"], ["shape", "'1,0,197'", "must be at least 1"]),
     (["bench", "scan", "--state", "0"], ["state", "0", "must be a whole number of at least 1"]),
@@ -238,7 +240,7 @@ MISTAKES = [
     (["bench", "scan", "--against", "torch"], ["against", "'torch'", "must be module:function"]),
     (["bench", "scan", "--against", "no_such:f"], ["against", "'no_such:f'", "can be imported"]),
     (["bench", "scan", "--against", "math:pi"], ["against", "'math:pi'", "must name a function"]),
-    (["bench", "scan", "--out", ""], ["out", "must end in a name"]),
+    (["bench", "scan", "--out", ".."], ["out", "must end in a name"]),
     (["bench", "model", "--model", "resnet"], ["model", "'resnet'", "must be one of 'vim_tiny"]),
     (["bench", "model", "--img-size", "100"], ["img_size", "100", "must be a multiple of patch_size 16"]),
     (["bench", "model", "--attention", "slow"], ["attention", "'slow'", "must be one of 'fused', 'naive'"]),
@@ -274,10 +276,10 @@ def test_too_little_memory_is_a_sentence_and_a_bug_is_not():
 
 
 def test_ctrl_c_is_one_line(capsys, monkeypatch):
-    def interrupted(arguments):
+    def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "models", interrupted)
+    monkeypatch.setitem(cli.COMMANDS, "models", replace(cli.COMMANDS["models"], run=interrupted))
     assert run(capsys, "models") == (130, "", "minivim: interrupted\n")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from minivim.bench import measure
 from minivim.bench.report import Report, Row, summarise
 from minivim.bench.scan import check_run, collect, peak, sampler
-from minivim.checks import check_choice, check_whole
+from minivim.checks import LARGEST_SIDE, check_choice, check_whole
 from minivim.models.backbone import Backbone
 from minivim.models.registry import MODELS, create_model
 from minivim.models.vim import VisionMamba
@@ -22,6 +22,7 @@ from minivim.ops import available_backends
 from minivim.processes import use_threads
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after up to 24 blocks, against float32
+LARGEST_BATCH = 65536
 ATTENTION = ("fused", "naive")
 
 
@@ -57,7 +58,7 @@ class ModelBench:
     def check(self) -> None:
         """Raise ValueError, naming the field, for a value that cannot be."""
         check_run(self.device, self.threads, self.rounds, self.out)
-        check_whole("batch", self.batch)
+        check_whole("batch", self.batch, maximum=LARGEST_BATCH)
         check_choice("dtype", self.dtype, tuple(TOLERANCES))
         for name in self.model:
             check_choice("model", name, tuple(MODELS))
@@ -66,7 +67,7 @@ class ModelBench:
         for name in self.attention:
             check_choice("attention", name, ATTENTION)
         for img_size in self.img_size:
-            check_whole("img_size", img_size)
+            check_whole("img_size", img_size, maximum=LARGEST_SIDE)
         for case in chain(*self.cases()):
             case.check_size()
 

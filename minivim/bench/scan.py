@@ -17,12 +17,13 @@ from torch import Tensor
 
 from minivim.bench import measure
 from minivim.bench.report import Report, Row, summarise
-from minivim.checks import check_choice, check_whole
+from minivim.checks import LARGEST, MOST_THREADS, check_choice, check_whole, shown
 from minivim.ops import available_backends, bidirectional_scan, selective_scan
 from minivim.processes import use_threads
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 3e-2}  # of the largest value of each result
+LARGEST_STATE = 4096
 YARDSTICK = "torch.exp on (B, E, L, N)"
 DIRECTION = ("u", "delta", "A", "B", "C", "D", "delta_bias")  # what each direction has of its own
 
@@ -33,10 +34,10 @@ def check_run(device: str, threads: int | None, rounds: int, out: Path) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda'; it must be 'cpu' here, where torch sees no CUDA device")
     if threads is not None:
-        check_whole("threads", threads)
+        check_whole("threads", threads, maximum=MOST_THREADS)
     check_whole("rounds", rounds)
-    if not out.name:
-        raise ValueError(f"out is {str(out)!r}; it must end in a name, to which .json and .png are added")
+    if out.name in ("", ".."):
+        raise ValueError(f"out is {shown(str(out))}; it must end in a name, to which .json and .png are added")
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -44,9 +45,11 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     try:
         B, E, L = (int(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"shape is {text!r}; it must be three whole numbers B,E,L, as in 1,384,197") from None
+        raise ValueError(f"shape is {shown(text)}; it must be three whole numbers B,E,L, as in 1,384,197") from None
     if min(B, E, L) < 1:
-        raise ValueError(f"shape is {text!r}; each of B, E and L must be at least 1")
+        raise ValueError(f"shape is {shown(text)}; each of B, E and L must be at least 1")
+    if B * E * L > LARGEST:
+        raise ValueError(f"shape is {shown(text)}; B times E times L must be at most {LARGEST:,}")
     return B, E, L
 
 
@@ -54,13 +57,15 @@ def load_against(against: str) -> Callable:
     """The function that "module:function" names; it must have mamba_ssm's selective_scan_fn signature and layout."""
     module, _, name = against.partition(":")
     if not (module and name):
-        raise ValueError(f"against is {against!r}; it must be module:function, as in my_scan:selective_scan_fn")
+        raise ValueError(f"against is {shown(against)}; it must be module:function, as in my_scan:selective_scan_fn")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"against is {against!r}; it must name a function that can be imported: {error}") from error
+        raise ValueError(
+            f"against is {shown(against)}; it must name a function that can be imported: {error}"
+        ) from error
     if not callable(function):
-        raise ValueError(f"against is {against!r}; it must name a function, not a {type(function).__name__}")
+        raise ValueError(f"against is {shown(against)}; it must name a function, not a {type(function).__name__}")
     return function
 
 
@@ -97,7 +102,7 @@ class ScanBench:
         """Raise ValueError, naming the field, for a value that cannot be."""
         check_run(self.device, self.threads, self.rounds, self.out)
         check_choice("dtype", self.dtype, tuple(DTYPES))
-        check_whole("state", self.state)
+        check_whole("state", self.state, maximum=LARGEST_STATE)
         check_choice("directions", self.directions, (1, 2))
         for name in self.backend:
             check_choice("backend", name, available_backends(self.device))

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from minivim.checks import shown
+from minivim.checks import MOST_WORKERS, check_whole, shown
 from minivim.data import ImageData, load_data
 from minivim.data.augment import normalise
 from minivim.data.images import LazyImages, fetch, fit, read_image, to_tensor
@@ -94,6 +94,7 @@ def evaluate(
 
     Returns {"images", "accuracy", "loss", "per_class": {class: accuracy}}, accuracies from 0 to 1.
     """
+    check_whole("workers", workers, minimum=0, maximum=MOST_WORKERS)
     model, names = open_checkpoint(checkpoint, device, backend)
     preparation = model.preparation
     if not isinstance(data, ImageData):

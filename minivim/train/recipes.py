@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from minivim.checks import LARGEST, LARGEST_SIDE, MOST_THREADS, MOST_WORKERS, is_number, shown
+
 CONFIG_FILE, STATE_FILE = "config.json", "state.pt"
 
 
@@ -158,8 +160,8 @@ PRESETS = {
 
 # Fields that a resumed run may change: how it computes, not what; of the data where they are, as the state knows them.
 FREE_ON_RESUME = (
-    "resume", "preset", "out", "data", "compile", "device", "threads", "workers", "eval_every", "save_seconds",
-    "tensorboard", "progress",
+    "resume", "out", "data", "compile", "device", "threads", "workers", "eval_every", "save_seconds", "tensorboard",
+    "progress",
 )  # fmt: skip
 
 
@@ -173,11 +175,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
     Idempotent. Raises ValueError for an impossible value, and for one that differs from that of the run to be resumed.
     """
+    check_words(config)
     saved = saved_config(config.out) if config.resume else TrainConfig()
     data = os.fspath(config.data or saved.data or BASE.data)
     preset = config.preset or saved.preset or (data if data in PRESETS else "base")
     if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}; it must be one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset is {shown(preset)}; it must be one of {', '.join(PRESETS)}")
     wanted = {**given(config), "data": data, "preset": preset}
     if config.resume and (Path(config.out) / STATE_FILE).exists():  # without one the run begins, as it is told to
         check_same(wanted, given(saved))
@@ -195,7 +198,9 @@ def check_same(wanted: dict, saved: dict) -> None:
     for name, value in saved.items():
         if name not in FREE_ON_RESUME and wanted.get(name, value) != value:
             why = ", because the learning rate falls towards the last of them" if name == "epochs" else ""
-            raise ValueError(f"{name} is {wanted[name]!r}; it must be {value!r}, as in the run that is resumed{why}")
+            raise ValueError(
+                f"{name} is {shown(wanted[name])}; it must be {value!r}, as in the run that is resumed{why}"
+            )
 
 
 def saved_config(out: str | os.PathLike | None) -> TrainConfig:
@@ -216,17 +221,17 @@ def saved_config(out: str | os.PathLike | None) -> TrainConfig:
     return saved
 
 
-# field -> (smallest, largest) allowed value; None: no bound
+# field -> (smallest, largest) allowed value; None: LARGEST for a count, whatever is finite for another number
 RANGES = {
     "val_share": (0, 0.9), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "lr_end": (0, 1),
     "warmup": (0, 1),
     "weight_decay": (0, None), "beta2": (0, 0.9999999), "grad_clip": (0, None), "ema": (0, 0.9999999),
-    "crop": (0, None), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, None), "jitter": (0, 1),
-    "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, None), "cutmix": (0, None), "crop_scale": (0.001, 1),
-    "img_size": (1, None), "patch_size": (1, None), "embed_dim": (1, None), "depth": (1, None),
-    "expand": (1, None), "state_dim": (1, None),
-    "drop_path": (0, 0.99), "threads": (1, None), "workers": (0, None), "eval_every": (1, None),
-    "save_seconds": (0, None), "seed": (0, None), "accumulate": (1, None),
+    "crop": (0, 256), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, LARGEST_SIDE),
+    "jitter": (0, 1), "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, 1000), "cutmix": (0, 1000),
+    "crop_scale": (0.001, 1), "img_size": (1, LARGEST_SIDE), "patch_size": (1, LARGEST_SIDE),
+    "embed_dim": (1, 65536), "depth": (1, 1024), "expand": (1, 64), "state_dim": (1, 4096),
+    "drop_path": (0, 0.99), "threads": (1, MOST_THREADS), "workers": (0, MOST_WORKERS), "eval_every": (1, None),
+    "save_seconds": (0, None), "seed": (0, 2**63 - 1), "accumulate": (1, None),
 }  # fmt: skip
 
 
@@ -238,9 +243,23 @@ def check(config: TrainConfig) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} is {value!r}; it must be a number")
+            raise TypeError(f"{name} is {shown(value)}; it must be a number")
         if name in whole and not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}; it must be a whole number")
-        if not (low <= value and (high is None or value <= high)):
+            raise TypeError(f"{name} is {shown(value)}; it must be a whole number")
+        if not low <= value:
             bound = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise ValueError(f"{name} is {value!r}; it must be {bound}")
+            raise ValueError(f"{name} is {shown(value)}; it must be {bound}")
+        high = LARGEST if high is None and name in whole else high
+        if not is_number(value) or (high is not None and value > high):
+            bound = "finite" if high is None else f"from {low} to {high}"
+            raise ValueError(f"{name} is {shown(value)}; it must be {bound}")
+
+
+def check_words(config: TrainConfig) -> None:
+    """Raise ValueError or TypeError, naming the field, for an empty string and a switch that is neither on nor off."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value is not None and str(value) == "":
+            raise ValueError(f"{field.name} is ''; it must not be empty")
+        if field.type == (bool | None) and not isinstance(value, bool | None):
+            raise TypeError(f"{field.name} is {shown(value)}; it must be True or False")

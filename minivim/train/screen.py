@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minivim.checks import printable
 from minivim.extras import require
 from minivim.files import write_atomically
 from minivim.train.recipes import TrainConfig
@@ -25,7 +26,7 @@ class Screen:
         """Print lines above the progress bar."""
         if self.leads and self.config.progress:
             for line in lines:
-                require("tqdm.auto", "train").tqdm.write(line)
+                require("tqdm.auto", "train").tqdm.write(printable(line))
 
     def progress_bar(self, step: int, steps: int) -> Any:
         """A bar from the present step to the last; hidden where nobody is to see it."""

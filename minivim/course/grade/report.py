@@ -18,6 +18,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from minivim.checks import shown
 from minivim.course.exercises.checking import Exercise
 from minivim.course.exercises.finding import exercises_of
 from minivim.course.exercises.judging import Verdict
@@ -27,6 +28,7 @@ LARGEST_NOTEBOOK = 2**26  # bytes
 LONGEST_TEXT = 2**21  # letters in all cells together; a chapter has 40,000
 CHECK_CALL = re.compile(r"""\bcheck\(\s*["'](\d\d)\.\d+["']""")
 TITLE = re.compile(r"^#\s+(\d\d)\s+·", re.MULTILINE)
+LARGEST_LIMIT = 10**6  # seconds, GiB, submissions at a time
 MOST_RAISED = 10  # cells that raised, in the note
 NOTE_WIDTH = 90  # characters of the table's last column
 
@@ -247,8 +249,8 @@ def grade_files(
     ValueError for a limit that is not positive and for paths that hold no submissions.
     """
     for name, value in (("time_limit", time_limit), ("memory_limit", memory_limit), ("workers", workers)):
-        if not value > 0:
-            raise ValueError(f"{name} is {value}; it must be greater than 0")
+        if not 0 < value <= LARGEST_LIMIT:
+            raise ValueError(f"{name} is {shown(value)}; it must be greater than 0 and at most {LARGEST_LIMIT:,}")
     if not paths:
         raise ValueError("no submission is named; there must be at least one file or folder")
     # All are read before the first one runs, so that none can change another.

@@ -1,0 +1,277 @@
+"""The commands: what each one's flags are, and what it does with them."""
+
+import inspect
+import os
+import shlex
+from pathlib import Path
+
+import torch
+
+from minivim.checks import check_whole, printable
+from minivim.cli.help import Command, written
+
+
+def train_flags() -> type:
+    """What the flags of `train` build."""
+    from minivim.train.recipes import TrainConfig
+
+    return TrainConfig
+
+
+def train_default(name: str) -> str:
+    """A field's default, and where a preset has another one."""
+    from minivim.train.recipes import BASE, PRESETS, given
+
+    base, presets = getattr(BASE, name), {preset: given(config).get(name) for preset, config in PRESETS.items()}
+    words = [] if base is None else [f"default: {written(base)}"]
+    others = [f"{preset} {written(value)}" for preset, value in presets.items() if value not in (None, base)]
+    return "; ".join(words + [", ".join(others)] * bool(others))
+
+
+def train(config) -> None:
+    """Train, and say how to go on; of several processes one speaks."""
+    from minivim.train import train
+
+    out = train(config).out
+    if os.environ.get("RANK", "0") == "0":
+        print(*next_commands(out), sep="\n")
+
+
+def next_commands(out: Path) -> list[str]:
+    """The command lines that one wants after a training run, ready to be copied; none after a silent run."""
+    from minivim.train.recipes import saved_config
+    from minivim.train.run import BEST_FILE
+
+    config = saved_config(out)
+    if not config.progress:
+        return []
+    flags = []
+    for name, parameter in inspect.signature(eval_flags).parameters.items():
+        value = getattr(config, name, None)  # what described the data and the machine still does
+        flags += [] if value in (None, parameter.default) else [f"--{name.replace('_', '-')}", str(value)]
+    weights = str(out / BEST_FILE)
+    lines = [["minivim", "predict", weights, "IMAGE"], ["minivim", "eval", weights, *flags]]
+    return ["next:", *(f"  {printable(shlex.join(line))}" for line in lines)]
+
+
+def eval_flags(
+    checkpoint: str, /, *, data: str, backend: str = "auto", device: str | None = None, workers: int = 2,
+    classes: int | str | None = None, image_column: str | None = None, label_column: str | None = None,
+) -> dict:  # fmt: skip
+    """Score a checkpoint on the test images of a set.
+
+    Args:
+        checkpoint: A file written by minivim train, or an official one (.pth, .safetensors).
+        data: digits, shapes, cifar10, cifar100, imagenet, OWNER/NAME on the hub, or a folder.
+        backend: The scan's backend: auto, reference, chunked, numba or triton.
+        device: cpu, cuda, ...; by default cuda if there is one.
+        workers: Processes that decode images; only for sets too large for memory.
+        classes: Only some classes: the first N, or those in a text file, one a line, in its order.
+        image_column: The column of a table that holds the images; by default the only one.
+        label_column: The column of a table that holds the labels; by default the only one.
+    """
+    columns = {"classes": classes, "image_column": image_column, "label_column": label_column}
+    return {"checkpoint": checkpoint, "data": data, "backend": backend, "device": device, "workers": workers} | columns
+
+
+def evaluate(flags: dict) -> None:
+    """Print the accuracy, of all images and of each class."""
+    from minivim.train import evaluate
+
+    found = evaluate(flags.pop("checkpoint"), flags.pop("data"), **flags)
+    print(f"{found['images']:,} images, accuracy {found['accuracy']:.2%}, cross-entropy {found['loss']:.4f}")
+    per_class = [(printable(name), accuracy) for name, accuracy in found["per_class"].items()]
+    width = max(len(name) for name, _ in per_class)
+    for name, accuracy in per_class:
+        print(f"  {name:<{width}}  {accuracy:7.2%}")
+
+
+def predict_flags(
+    checkpoint: str, images: tuple[str, ...], /, *, top: int = 3, backend: str = "auto", device: str | None = None
+) -> dict:
+    """Name what is in pictures.
+
+    Args:
+        checkpoint: A file written by minivim train, or an official one (.pth, .safetensors).
+        images: Image files.
+        top: How many classes to show for each image.
+        backend: The scan's backend: auto, reference, chunked, numba or triton.
+        device: cpu, cuda, ...; by default cuda if there is one.
+    """
+    return {"checkpoint": checkpoint, "images": images, "top": top, "backend": backend, "device": device}
+
+
+def predict(flags: dict) -> None:
+    """Print the likeliest classes of each picture."""
+    from minivim.train import predict
+
+    check_whole("top", flags["top"])
+    images = flags.pop("images")
+    found = predict(flags.pop("checkpoint"), images, **flags)
+    width = max(len(printable(image)) for image in images)
+    for image, classes in zip(images, found, strict=True):
+        line = "  ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
+        print(f"{printable(image):<{width}}  {line}")
+
+
+def models() -> None:
+    """Print each model's size."""
+    from minivim import create_model, list_models
+
+    print(f"{'model':<32} {'parameters':>12} {'tokens':>7} {'image':>9}")
+    for name in list_models():
+        with torch.device("meta"):
+            model = create_model(name)
+        parameters = sum(p.numel() for p in model.parameters())
+        height, width = model.config.image_shape
+        print(f"{name:<32} {parameters:>12,} {model.config.num_tokens:>7} {f'{height}x{width}':>9}")
+
+
+def doctor() -> None:
+    """Print what runs here."""
+    from minivim.bench.doctor import diagnose
+
+    print(diagnose())
+
+
+def scan_bench() -> type:
+    """What the flags of `bench scan` build."""
+    from minivim.bench import ScanBench
+
+    return ScanBench
+
+
+def model_bench() -> type:
+    """What the flags of `bench model` build."""
+    from minivim.bench import ModelBench
+
+    return ModelBench
+
+
+def bench(config) -> None:
+    """Measure, print the table, write the files."""
+    from minivim.bench import ScanBench, bench_model, bench_scan
+    from minivim.bench.report import table
+
+    config.check()
+    config.out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement rather than after it
+    report = bench_scan(config) if isinstance(config, ScanBench) else bench_model(config)
+    print(printable_lines(table(report)))
+    print("written:", *(printable(str(path)) for path in report.save(config.out)))
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, line by line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def grade_flags(
+    paths: tuple[str, ...],
+    /,
+    *,
+    csv: str | None = None,
+    json: str | None = None,
+    time_limit: float = 300.0,
+    memory_limit: float = 4.0,
+    workers: int = 1,
+) -> dict:
+    """Grade notebooks with exercises. A submission runs with your rights: use a container for people you do not trust.
+
+    Args:
+        paths: Notebooks, or folders in which every .ipynb is a submission.
+        csv: Write one line a submission to this file.
+        json: Write everything, with all messages, to this file.
+        time_limit: Seconds for all cells of one submission.
+        memory_limit: GiB for one submission (on Linux).
+        workers: Submissions that run at the same time.
+    """
+    limits = {"time_limit": time_limit, "memory_limit": memory_limit, "workers": workers}
+    return {"paths": paths, "csv": csv, "json": json} | limits
+
+
+def grade(flags: dict) -> None:
+    """Print the table of points."""
+    from minivim.course.grade import grade_files, table
+
+    print(table(grade_files(**flags)))
+
+
+def export_flags(checkpoint: str, file: str, /) -> dict:
+    """Write a model as an ONNX file, for whatever runs ONNX without PyTorch.
+
+    Args:
+        checkpoint: A file written by minivim train, or an official one.
+        file: The file to write, NAME.onnx.
+    """
+    return {"checkpoint": checkpoint, "file": file}
+
+
+def export(flags: dict) -> None:
+    """Write the file, and print what is in it."""
+    from minivim.models.checkpoints import load_any
+    from minivim.models.export import describe, export_onnx
+
+    model, extra = load_any(flags["checkpoint"])
+    export_onnx(model, flags["file"], extra)
+    print(printable(describe(model, flags["file"])))
+
+
+HEADINGS = {
+    "data": "the run", "epochs": "optimisation", "crop": "augmentation", "img_size": "the model",
+    "backend": "the machine, and what is written",
+}  # fmt: skip
+
+COMMANDS = {
+    "train": Command(
+        "Train a model",
+        train,
+        ("minivim train --data digits", "minivim train --data photos --epochs 50 --out runs/photos",
+         "minivim train --out runs/photos --resume"),
+        train_flags, HEADINGS, train_default,
+    ),
+    "eval": Command(
+        "Score a checkpoint on the test images of a set",
+        evaluate,
+        ("minivim eval runs/photos/best.safetensors --data photos",),
+        lambda: eval_flags,
+    ),
+    "predict": Command(
+        "Name what is in pictures",
+        predict,
+        ("minivim predict runs/photos/best.safetensors cat.jpg dog.jpg --top 1",),
+        lambda: predict_flags,
+    ),
+    "models": Command("List the models: parameters, tokens, image size", models, ("minivim models",)),
+    "doctor": Command(
+        "Say what runs here: versions, devices, backends; test each backend", doctor, ("minivim doctor",)
+    ),
+    "bench": Command("Measure speed and memory: bench scan, bench model", bench),
+    "grade": Command(
+        "Grade the exercises of a class. A submission runs with your rights: use a container for people you do not "
+        "trust",
+        grade,
+        ("minivim grade notebooks/01_state_space_models.ipynb", "minivim grade class --csv points.csv --workers 4"),
+        lambda: grade_flags,
+    ),
+    "export": Command(
+        "Write a model as an ONNX file, for whatever runs ONNX without PyTorch",
+        export,
+        ("minivim export runs/photos/best.safetensors photos.onnx",),
+        lambda: export_flags,
+    ),
+}  # fmt: skip
+
+BENCHES = {
+    "scan": Command(
+        "Time the selective scan's backends side by side, and a second implementation if you name one",
+        bench,
+        ("minivim bench scan", "minivim bench scan --shape 1,384,197 --shape 1,384,4096 --no-backward"),
+        scan_bench,
+    ),
+    "model": Command(
+        "Time whole models side by side: Vim on each scan backend, DeiT with fused and naive attention",
+        bench,
+        ("minivim bench model", "minivim bench model --img-size 224 --img-size 512 --threads 1"),
+        model_bench,
+    ),
+}
