@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+from minivim.ops import choose_backend
 from minivim.train.loop import train
 from minivim.train.recipes import TrainConfig
 from tests.train.small_runs import same
@@ -133,6 +134,8 @@ def one(kind: str, disk: Path, size: int, seconds: float, moments: random.Random
 def main(count: int, seed: int = 0) -> Counter:
     """Disturb `count` runs; how many of each kind were met. AssertionError for one whose end differs."""
     moments, met, left_alone = random.Random(seed), Counter(), {}
+    # The server's children are forked, and may not examine what nobody has examined: all are told what this one finds.
+    SETTINGS["backend"] = choose_backend("auto", torch.device("cpu")).name
     with tempfile.TemporaryDirectory() as place:
         for size in (1, 2):
             assert not any(end(start(Path(place, f"alone{size}"), size)))
