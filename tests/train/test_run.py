@@ -150,6 +150,20 @@ def test_of_many_that_want_a_folder_one_at_a_time_has_it(tmp_path):
     assert not list(tmp_path.glob("run/*")) and not (tmp_path / "alone").exists()
 
 
+def test_a_lock_file_that_its_holder_has_just_removed_is_not_taken_for_the_folders(tmp_path, monkeypatch):
+    original, locked = files._lock, []
+
+    def lock(file):
+        if not locked:
+            (tmp_path / files.LOCK_FILE).unlink()
+        locked.append(file)
+        return original(file)
+
+    monkeypatch.setattr(files, "_lock", lock)
+    with files.occupied(tmp_path):
+        assert (tmp_path / files.LOCK_FILE).exists() and len(locked) == 2
+
+
 def test_a_failed_start_leaves_its_folder_to_the_next_one(small_data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="both must be finite"):
         train(small(tmp_path, lr=1e38, warmup=0.0))
