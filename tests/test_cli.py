@@ -1,7 +1,9 @@
 """The command line: every command runs, and no mistake ends in a traceback."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from minivim import cli, create_model, list_models, to_official
+from minivim.cli.commands import next_commands
 from minivim.cli.flags import spell_out_switches
 from minivim.models import checkpoints
 from minivim.train.recipes import TrainConfig
+from tests.fuzz_commands import failures
 
 pytest.importorskip("tyro", reason="the command line needs the extra 'train'")
 
@@ -69,11 +73,32 @@ def test_version_is_the_installed_one(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [["train"], ["eval"], ["predict"], ["grade"], ["export"], ["bench"], ["bench", "scan"], ["bench", "model"]],
+    [
+        ["train"],
+        ["eval"],
+        ["predict"],
+        ["models"],
+        ["doctor"],
+        ["grade"],
+        ["export"],
+        ["bench"],
+        ["bench", "scan"],
+        ["bench", "model"],
+    ],
 )
 def test_each_command_explains_its_flags(capsys, command):
     code, out, err = run(capsys, *command, "--help")
     assert code == 0 and err == "" and out.startswith("usage: minivim " + " ".join(command))
+    assert max(map(len, out.splitlines())) <= 80 and "None" not in out
+    assert command == ["bench"] or out.rpartition("examples:\n")[2].startswith("  minivim " + " ".join(command))
+
+
+def test_help_shows_the_true_defaults(capsys):
+    text = " ".join(run(capsys, "train", "--help")[1].split())
+    assert "Peak learning rate of AdamW. (default: 0.001; digits 0.003," in text
+    assert "Number of blocks; default: the model's own (shapes 2, cifar10_cpu 4)." in text
+    text = " ".join(run(capsys, "bench", "scan", "--help")[1].split())
+    assert "of all inputs. (default: on)" in text and "N, the states of a channel. (default: 16)" in text
 
 
 def test_every_training_field_is_a_flag(capsys):
@@ -208,11 +233,26 @@ MISTAKES = [
     (["train", "--resume"], ["resume", "out", "must be the folder"]),
     (["train", "--resume", "perhaps"], ["perhaps", "Unrecognized"]),
     (["train", "--out", "OUT", "--data", "nowhere"], ["data", "'nowhere'", "must be one of digits"]),
-    (["train", "--out", "OUT", "--model", "vit"], ["'vit'", "must be one of vim_tiny"]),
+    (["train", "--out", "OUT", "--model", "vit"], ["model is 'vit'", "must be one of"]),
     (["train", "--out", "OUT", "--patch-size", "3"], ["img_size is 8", "multiple of patch_size 3"]),
     (["train", "--out", "OUT", "--backend", "cuda"], ["backend", "'cuda'", "must be one of"]),
     (["train", "--out", "OUT", "--device", "tpu9"], ["device", "'tpu9'", "must be a device", "cpu"]),
     (["train", "--out", "OUT", "--batch-size", "2000"], ["batch_size", "2000", "must be at most"]),
+    (["train", "--data", ""], ["--data is ''", "must not be empty"]),
+    (["train", "--out="], ["--out is ''", "must not be empty"]),
+    (["eval", "CHECKPOINT", "--data", "digits", "--device", ""], ["--device is ''", "must not be empty"]),
+    (["train", "--epochs", "3", "--epochs=4"], ["--epochs is given 2 times", "must be given once"]),
+    (["train", "--bf16=perhaps"], ["--bf16 is 'perhaps'", "must be given as --bf16 or --no-bf16"]),
+    (["bench", "scan", "--memory=no"], ["--memory is 'no'", "must be given as --memory or --no-memory"]),
+    (["train", "--seed", str(2**64)], ["seed is 18446744073709551616", "must be from 0 to 9223372036854775807"]),
+    (["train", "--mixup", "inf"], ["mixup is inf", "must be from 0 to 1000"]),
+    (["train", "--lr", "inf"], ["lr is inf", "must be finite"]),
+    (["train", "--crop", "999999999"], ["crop is 999999999", "must be from 0 to 256"]),
+    (["train", "--out", "OUT", "--device", "meta"], ["device is 'meta'", "must be a device that this machine has"]),
+    (["train", "--out", "TRAINED", "--resume", "--preset", "shapes"], ["preset is 'shapes'", "must be 'digits'"]),
+    (["eval", "CHECKPOINT", "--data", "digits", "--workers", "-5"], ["workers is -5", "at least 0"]),
+    (["grade", "TEXT", "--memory-limit", "inf"], ["memory_limit is inf", "at most"]),
+    (["grade", "TEXT", "--time-limit", "nan"], ["time_limit is nan", "at most"]),
     (["eval", "--data", "digits"], ["Missing", "A file written by minivim train", "required"]),
     (["eval", "none.safetensors", "--data", "digits"], ["'none.safetensors'", "must be an existing file"]),
     (["eval", "TEXT", "--data", "digits"], ["TEXT", "must be a safetensors file"]),
@@ -250,10 +290,10 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda value: " ".join(value)[:60])
-def test_a_mistake_is_one_sentence(capsys, unchecked, tmp_path, checkpoint, picture, arguments, words):
+def test_a_mistake_is_one_sentence(capsys, unchecked, tmp_path, trained, checkpoint, picture, arguments, words):
     text = tmp_path / "text.safetensors"
     text.write_text("not a checkpoint, not a picture")
-    places = {"OUT": tmp_path / "run", "TEXT": text, "CHECKPOINT": checkpoint, "PICTURE": picture}
+    places = {"OUT": tmp_path / "run", "TEXT": text, "TRAINED": trained, "CHECKPOINT": checkpoint, "PICTURE": picture}
     code, out, err = run(capsys, *(str(places.get(argument, argument)) for argument in arguments))
     assert code == 2 and out == ""
     assert err.startswith("minivim: error: ") and err.count("\n") == 1 and "Traceback" not in err
@@ -265,6 +305,56 @@ def test_a_mistake_is_one_sentence(capsys, unchecked, tmp_path, checkpoint, pict
 def test_cuda_that_is_not_there(capsys):
     code, _, err = run(capsys, "bench", "scan", "--device", "cuda")
     assert code == 2 and "device is 'cuda'; it must be 'cpu' here" in err
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS`, its output as text."""
+    options = {"stdout": subprocess.PIPE, "encoding": "utf-8", "errors": "replace", "timeout": 300} | options
+    return subprocess.run([sys.executable, *arguments], stderr=subprocess.PIPE, **options)
+
+
+def test_help_without_docstrings_is_the_same(capsys):
+    assert python("-OO", "-m", "minivim", "eval", "--help").stdout == run(capsys, "eval", "--help")[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe without a reader is another error there")
+def test_a_closed_pipe_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = python("-m", "minivim", "--help", stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_narrow_console_gets_what_it_can_show(tmp_path, picture):
+    model = create_model("vim_nano_patch2_8", depth=1, embed_dim=16, num_classes=2)
+    names = {"classes": ["猫", "\x1b[31mdog\n"], "mean": (0.3,) * 3, "std": (0.3,) * 3}
+    checkpoints.save(model, tmp_path / "a.safetensors", names)
+    done = python(
+        "-m", "minivim", "predict", str(tmp_path / "a.safetensors"), str(picture),
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == ""
+    assert "\\u732b" in done.stdout and "\\x1b[31mdog\\n" in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_a_run_ends_with_the_commands_that_come_next(trained, tmp_path):
+    assert next_commands(trained) == []  # it was told to be silent
+    out = tmp_path / "it's mine"
+    out.mkdir()
+    saved = json.loads((trained / "config.json").read_text()) | {"progress": True, "data": "my photos"}
+    (out / "config.json").write_text(json.dumps(saved))
+    title, *lines = next_commands(out)
+    weights = str(out / "best.safetensors")
+    assert title == "next:" and [shlex.split(line) for line in lines] == [
+        ["minivim", "predict", weights, "IMAGE"], ["minivim", "eval", weights, "--data", "my photos"]
+    ]  # fmt: skip
+
+
+def test_wrong_command_lines_are_refused_whatever_they_say(unchecked):
+    tried, found = failures(seconds=20)
+    assert found == []
+    assert tried >= 100  # also on a machine that is busy
 
 
 def test_too_little_memory_is_a_sentence_and_a_bug_is_not():

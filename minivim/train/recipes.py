@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from minivim.checks import LARGEST, LARGEST_SIDE, MOST_THREADS, MOST_WORKERS, is_number, shown
+from minivim.models.registry import MODELS
 
 CONFIG_FILE, STATE_FILE = "config.json", "state.pt"
 
@@ -237,6 +238,8 @@ RANGES = {
 
 def check(config: TrainConfig) -> None:
     """Raise ValueError or TypeError, naming the field, for a value that is out of its range."""
+    if config.model not in MODELS:
+        raise ValueError(f"model is {shown(config.model)}; it must be one of those that `minivim models` lists")
     whole = {field.name for field in fields(config) if field.type in (int, int | None)}
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
