@@ -4,6 +4,7 @@ import inspect
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ def train_default(name: str) -> str:
     return "; ".join(words + [", ".join(others)] * bool(others))
 
 
-def train(config) -> None:
+def train(config: Any) -> None:
     """Train, and say how to go on; of several processes one speaks."""
     from minivim.train import train
 

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from minivim.data.notices import quoted, reason_of
 from minivim.extras import require
 
+WHOLE = 2**26  # pixels; a picture that is larger once resized is never made whole
+
 
 def white_of(largest: float) -> int:
     """The value that is white in an image of floats or of more than 8 bits: the smallest usual one it does not exceed.
@@ -92,8 +94,10 @@ def fit(image: Any, size: int | tuple[int, int], crop: float = 1.0) -> Any:
     rows, columns = sides(size)
     if (image.height, image.width) == (height, width) == (rows, columns):
         return image
-    down, across = image.height / height, image.width / width
+    if height * width <= WHOLE:
+        return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + columns, top + rows))
     # Only the centre is computed: all of an image of 60000x1 pixels, resized, would take gigabytes.
+    down, across = image.height / height, image.width / width
     box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
     return image.resize((columns, rows), Image.Resampling.BICUBIC, box=box)
 
