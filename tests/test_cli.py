@@ -352,9 +352,9 @@ def test_a_run_ends_with_the_commands_that_come_next(trained, tmp_path):
 
 
 def test_wrong_command_lines_are_refused_whatever_they_say(unchecked):
-    tried, found = failures(seconds=20)
+    tried, found = failures(count=150)
     assert found == []
-    assert tried >= 100  # also on a machine that is busy
+    assert tried >= 150
 
 
 def test_too_little_memory_is_a_sentence_and_a_bug_is_not():
