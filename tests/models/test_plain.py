@@ -184,14 +184,25 @@ def test_plain_models_keep_the_fused_path(x, monkeypatch):
     assert counts == {"bidirectional_scan": 2, "add_rms_norm": 3}
 
 
-def test_what_is_plain():
+def test_a_subclass_is_not_plain():
     layer = nn.Linear(2, 2)
     assert is_plain(layer, nn.Linear) and not is_plain(layer, nn.Module)
-    layer.forward = layer.forward
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_a_layer_with_a_hook_of_any_kind_is_not_plain(kind):
+    layer = nn.Linear(2, 2)
+    handle = getattr(layer, f"register_{kind}_hook")(lambda *_: None)
     assert not is_plain(layer, nn.Linear)
+    handle.remove()
+    assert is_plain(layer, nn.Linear)
+
+
+@pytest.mark.parametrize("method", ["forward", "conv", "select", "scan"])
+def test_a_model_with_a_method_of_its_own_is_not_plain(method):
     ssm = mamba.SelectiveSSM(4, 2, 1, 3)
     assert is_plain(ssm, mamba.SelectiveSSM)
-    ssm.conv = ssm.conv
+    setattr(ssm, method, getattr(ssm, method))
     assert not is_plain(ssm, mamba.SelectiveSSM)
 
 
