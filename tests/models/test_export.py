@@ -143,6 +143,8 @@ def test_a_vim_with_options_equals_its_file(options, tmp_path):
     config = model.config
     assert_equal(model.eval(), tmp_path / "vim.onnx", (config.in_chans, *config.image_shape))
     assert [node.op_type for node in loops(tmp_path / "vim.onnx")] == ["Scan"] * config.directions
+    (output,) = onnx.load(tmp_path / "vim.onnx").graph.output
+    assert output.name == ("logits" if config.num_classes else "features")
 
 
 def test_a_deit_equals_its_file(tmp_path):
