@@ -69,6 +69,7 @@ def test_a_chunk_of_tokens_after_others_is_the_rest_of_the_sequence(block):
     for start, stop in ((0, 1), (1, 6), (6, 9)):  # shorter and longer than the convolution
         y, state = block.ssm(x[:, start:stop], z[:, start:stop], state=state)
         parts.append(y)
+        assert state.conv.shape == (3, 2, 24)  # and no more with time
     torch.testing.assert_close(torch.cat(parts, dim=1), block.ssm(x, z))
 
 
