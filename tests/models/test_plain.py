@@ -145,6 +145,14 @@ def test_another_patch_convolution_is_the_one_that_runs(model, x):
     torch.testing.assert_close(model.patch_embed(x), overlapping(x).flatten(2).transpose(1, 2))
 
 
+@pytest.mark.parametrize("option", [{"padding": 1}, {"dilation": 2}, {"groups": 2}])
+def test_a_convolution_of_the_same_patches_with_another_option_is_the_one_that_runs(option):
+    model = create_model("vim_nano_patch2_8", **SMALL | {"in_chans": 2})
+    image = torch.randn(2, 2, 8, 8)
+    model.patch_embed.proj = nn.Conv2d(2, 16, kernel_size=2, stride=2, **option)
+    torch.testing.assert_close(model.patch_embed(image), model.patch_embed.proj(image).flatten(2).transpose(1, 2))
+
+
 def test_two_state_space_models_in_one_direction_are_not_run_as_a_pair(x):
     model = create_model("vim_nano_patch2_8", **SMALL).eval()
     mixer = model.blocks[0].mixer

@@ -58,7 +58,7 @@ def test_updates_add_up_to_the_stream(model, image):
 
 
 @pytest.mark.parametrize(
-    ("indices", "blocks"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([-4, 2], [0, 2]), ((3, 1), [1, 3])]
+    ("indices", "blocks"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([-4, 2], [0, 2]), ((3, 1), [1, 3]), ([2, -2], [2])]
 )
 def test_indices_choose_blocks(model, image, indices, blocks):
     everything = model.forward_intermediates(image, intermediates_only=True)
