@@ -243,3 +243,9 @@ def test_a_timm_that_cannot_be_imported_is_named(monkeypatch):
     monkeypatch.setattr(timm_registry.importlib, "import_module", broken)
     with pytest.raises(ImportError, match=r"timm could not be imported \(operator torchvision::nms does not exist\)"):
         minivim.register_with_timm()
+
+
+def test_overlapping_patches_are_reduced_by_their_stride():
+    with torch.device("meta"):
+        model = create_model("vim_tiny_patch16_224_stride8", depth=1)
+    assert [info["reduction"] for info in model.feature_info] == [8]
