@@ -249,3 +249,18 @@ def test_overlapping_patches_are_reduced_by_their_stride():
     with torch.device("meta"):
         model = create_model("vim_tiny_patch16_224_stride8", depth=1)
     assert [info["reduction"] for info in model.feature_info] == [8]
+
+
+def test_the_norm_and_the_head_stay_where_only_blocks_are_cut_off(model, image):
+    head = model.head
+    [expected] = model.forward_intermediates(image, [1], norm=True, output_fmt="NLC", intermediates_only=True)
+    model.prune_intermediate_layers([1], prune_head=False)
+    assert model.head is head and len(model.blocks) == 2
+    torch.testing.assert_close(model.patch_tokens(model.forward_features(image)), expected)
+
+
+def test_intermediate_layers_come_with_their_class_tokens_when_asked(model, image):
+    [(patches, classes)] = model.get_intermediate_layers(image, 1, return_prefix_tokens=True)
+    tokens = hooked_streams(model, image)[-1]
+    torch.testing.assert_close(patches, model.patch_tokens(tokens))
+    torch.testing.assert_close(classes, model.class_tokens(tokens))
