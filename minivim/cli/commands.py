@@ -149,7 +149,7 @@ def model_bench() -> type:
     return ModelBench
 
 
-def bench(config) -> None:
+def bench(config: Any) -> None:
     """Measure, print the table, write the files."""
     from minivim.bench import ScanBench, bench_model, bench_scan
     from minivim.bench.report import table
