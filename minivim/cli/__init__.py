@@ -96,7 +96,7 @@ def hide_output() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 after a mistake, 130 after Ctrl-C, 141 at a closed pipe."""
+    """Run the command line; returns its exit code: 0, 2 after a mistake, 128 + n after signal n (130: Ctrl-C, 141: pipe)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the console cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = show_warning  # type: ignore[assignment]  # its other arguments are not read
             run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
+    except SystemExit as end:  # a run that a signal stopped
+        return int(end.code or 0)
     except KeyboardInterrupt:
         print("minivim: interrupted", file=sys.stderr)
         return 130
