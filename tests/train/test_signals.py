@@ -17,6 +17,17 @@ pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """The signals as a terminal leaves them, also where the tests run below nohup."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    for number in NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, was in before.items():
+        signal.signal(number, was)
+
+
 def signal_in(monkeypatch, step: int, *numbers: int) -> None:
     """Let the process get the signals in the midst of a step."""
     original = Trainer.train_step
