@@ -96,7 +96,7 @@ def hide_output() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit code: 0, 2 after a mistake, 128 + n after signal n (130 Ctrl-C, 141 closed pipe)."""
+    """Run the command line; its exit code: 0, 2 after a mistake, 128 + n after signal n (130 Ctrl-C, 141 a pipe)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the console cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
