@@ -36,7 +36,7 @@ TEXTS = [
 FLOORS = [
     {"kernels"},
     {"checks", "extras"},
-    {"discretize", "figures", "files", "processes"},
+    {"discretize", "figures", "files", "preparation", "processes"},
     {"lti", "hippo"},
     {"data", "s4", "ops"},
     {"compat", "models"},

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from minivim.checks import notify
 from minivim.data.images import is_image_name
-from minivim.data.notices import notice, quoted, quoted_list
+from minivim.data.notices import quoted, quoted_list
 from minivim.data.parts import PART_OF, Part, by_part, check_has_training
 from minivim.data.tables import Columns, read_tables, split_of_file
 
@@ -110,7 +111,7 @@ def _class_folders(folder: Path) -> tuple[dict[str, Part], list[str]]:
         child.name for child in children if child not in named
     ]:
         if count := len(_images(folder / name)):
-            notice(f"data is {quoted(folder)}: the {count} images in {quoted(name)} are left out, it is no split of "
+            notify(f"data is {quoted(folder)}: the {count} images in {quoted(name)} are left out, it is no split of "
                    "classes")  # fmt: skip
     check_has_training(str(folder), parts)
     if len(parts) == 1 and not flat:
@@ -201,4 +202,4 @@ def _say_left_out(folder: Path, others: list[str], again: int, loose: int) -> No
     if loose:
         reasons.append(f"{loose} images outside the sub-folders")
     if reasons:
-        notice(f"data is {quoted(folder)}: left out are {', '.join(reasons)}")
+        notify(f"data is {quoted(folder)}: left out are {', '.join(reasons)}")

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
-from minivim.data.notices import notice, quoted, quoted_list, reason_of
+from minivim.checks import notify
+from minivim.data.notices import quoted, quoted_list, reason_of
 from minivim.data.parts import Part, by_part, check_has_training
 from minivim.data.tables import Columns, read_splits
 from minivim.extras import require
@@ -29,7 +30,7 @@ def read_hub(name: str, columns: Columns) -> tuple[dict[str, Part], list[str]]:
     parts = by_part(name, splits)
     check_has_training(name, parts or dict.fromkeys(splits, ""))
     if odd := [split for split in splits if split not in parts.values()]:
-        notice(f"data is {quoted(name)}: its splits {quoted_list(odd)} are left out, only one of each kind is used")
+        notify(f"data is {quoted(name)}: its splits {quoted_list(odd)} are left out, only one of each kind is used")
     columns = columns._replace(label=columns.label or LABEL_COLUMNS.get(name))
     return read_splits(name, {part: splits[split] for part, split in parts.items()}, columns)
 

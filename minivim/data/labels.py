@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from minivim.data.notices import notice, quoted, quoted_list
+from minivim.checks import notify
+from minivim.data.notices import quoted, quoted_list
 from minivim.data.parts import Part, take
 
 MISSING_SHARE = 0.01  # a larger share of rows without a label is a mistake, not a gap
@@ -65,7 +66,7 @@ def with_labels_only(source: str, items: dict[str, Sequence], labels: dict[str, 
     for part, numbers in labels.items():
         missing = numbers.count(None)
         if missing == len(numbers) > 0 and part != "train":
-            notice(f"data is {quoted(source)}: its {missing} {part} images are left out, they have no labels")
+            notify(f"data is {quoted(source)}: its {missing} {part} images are left out, they have no labels")
             continue
         if missing > MISSING_SHARE * len(numbers):
             raise ValueError(
@@ -73,7 +74,7 @@ def with_labels_only(source: str, items: dict[str, Sequence], labels: dict[str, 
                 "100 may have none"
             )
         if missing:
-            notice(
+            notify(
                 f"data is {quoted(source)}: {missing} of {len(numbers)} {part} rows are left out, they have no label"
             )
         filled = torch.tensor([-1 if number is None else number for number in numbers], dtype=torch.int64)

@@ -1,22 +1,16 @@
-"""How the loader speaks: strange names made harmless, long ones shortened, and what is left out said in one line."""
+"""How the sentences of the loader show names and reasons: harmless, short, without the addresses of objects."""
 
 import re
-import sys
-import warnings
 from collections.abc import Sequence
+
+from minivim.checks import shortened
 
 LONGEST = 100  # characters of a name or of a reason in a sentence
 
 
-def shortened(text: str, longest: int = LONGEST) -> str:
-    """The text with its middle left out where it is too long."""
-    half = (longest - 3) // 2
-    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
-
-
 def quoted(name: object) -> str:
     """A name in quotes: control characters and bytes that are no text as escapes, the middle left out if long."""
-    return shortened(repr(str(name)))
+    return shortened(repr(str(name)), LONGEST)
 
 
 def quoted_list(names: Sequence[object], longest: int = 3) -> str:
@@ -30,11 +24,3 @@ def reason_of(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     line = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "it", text.splitlines()[0])
     return shortened(line.encode("unicode_escape").decode(), 120)
-
-
-def notice(sentence: str) -> None:
-    """Say something that is no error: a warning that names the line outside this package that asked for the data."""
-    depth, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "minivim":
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(sentence, UserWarning, stacklevel=depth)

@@ -16,15 +16,16 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from minivim.checks import notify
 from minivim.data.folders import read_folder
 from minivim.data.hub import HUB_NAMES, read_hub
 from minivim.data.images import LazyImages, decode_all, fit_tensor, read_image, sides
-from minivim.data.notices import notice, quoted
+from minivim.data.notices import quoted
 from minivim.data.parts import Part, only_classes, wanted_classes, with_test, with_validation
-from minivim.data.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.data.shapes import SHAPES, draw_shapes
 from minivim.data.tables import Columns
 from minivim.extras import require
+from minivim.preparation import IMAGENET_MEAN, IMAGENET_STD
 
 IN_MEMORY_BYTES = 4 * 2**30  # a larger set is decoded lazily
 LARGEST_SIDE = 65535  # pixels, as in JPEG
@@ -155,7 +156,7 @@ def _say_what_is_in_two_parts(name: str, images: dict[str, UInt8[Tensor, "_ 3 H 
     trained = set(digests.pop("train"))
     for part, others in digests.items():
         if count := sum(digest in trained for digest in others):
-            notice(f"data is {quoted(name)}: {count} of {len(others)} {WORDS[part]} images are also training images")
+            notify(f"data is {quoted(name)}: {count} of {len(others)} {WORDS[part]} images are also training images")
 
 
 def _digest(image: UInt8[Tensor, "3 H W"]) -> bytes:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minivim.checks import notify
 from minivim.data.labels import read_labels, with_labels_only
-from minivim.data.notices import notice, quoted, quoted_list, reason_of
+from minivim.data.notices import quoted, quoted_list, reason_of
 from minivim.data.parts import Part, by_part, check_has_training, split_name
 from minivim.extras import require
 
@@ -61,7 +62,7 @@ def read_tables(folder: Path, files: list[Path], columns: Columns) -> tuple[dict
             "its split"
         )
     if odd:
-        notice(f"data is {quoted(folder)}: left out are {quoted_list(odd)}, which name no split")
+        notify(f"data is {quoted(folder)}: left out are {quoted_list(odd)}, which name no split")
     parts = by_part(str(folder), sorted({name for name, _ in found.values()}))
     check_has_training(str(folder), parts)
     splits = {}

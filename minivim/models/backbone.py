@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minivim.checks import check_choice
-from minivim.data.preparation import Preparation
 from minivim.models.config import BackboneConfig
 from minivim.models.plain import is_plain
+from minivim.preparation import Preparation
 from minivim.processes import keep_freed_memory
 
 State = tuple[Tensor, Tensor]  # what a block leaves

@@ -11,8 +11,8 @@ from torch.utils.data import Subset
 from minivim.data import ImageData
 from minivim.data.augment import augment
 from minivim.data.images import LazyImages
-from minivim.data.preparation import Preparation
 from minivim.models import Backbone, create_model
+from minivim.preparation import Preparation
 from minivim.processes import Team
 from minivim.train.prediction import logits_of
 from minivim.train.recipes import TrainConfig

@@ -8,8 +8,8 @@ import torch
 
 from minivim import VimConfig, VisionMamba, cli, create_model, to_official
 from minivim.data.augment import normalise
-from minivim.data.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.models import checkpoints
+from minivim.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.train import train
 from minivim.train.prediction import evaluate, predict
 from tests.train.small_runs import small

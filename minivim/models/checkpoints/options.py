@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping
 
 from minivim.checks import check_choice, check_whole, is_number, notify, shown
-from minivim.data.preparation import Preparation
+from minivim.preparation import Preparation
 
 # Official option: our field, for those that differ in name alone, or not at all.
 SIZES = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from minivim.checks import check_choice, listed, shown
-from minivim.data.preparation import Preparation
 from minivim.extras import require
 from minivim.files import write_atomically
 from minivim.models.backbone import Backbone
@@ -27,6 +26,7 @@ from minivim.models.checkpoints.weights import (
 from minivim.models.config import BackboneConfig
 from minivim.models.deit import DeiT, DeiTConfig
 from minivim.models.vim import VimConfig, VisionMamba
+from minivim.preparation import Preparation
 
 CLASSES = {"VisionMamba": (VisionMamba, VimConfig), "DeiT": (DeiT, DeiTConfig)}
 METADATA_KEY = "minivim"

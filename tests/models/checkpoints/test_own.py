@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from minivim import DeiT, DeiTConfig, VimConfig, VisionMamba, create_model, to_official
-from minivim.data.preparation import Preparation
 from minivim.files import write_atomically
 from minivim.models import checkpoints
+from minivim.preparation import Preparation
 
 safetensors = pytest.importorskip("safetensors.torch", reason="checkpoints need the extra 'train'")
 

@@ -6,8 +6,8 @@ import torch
 
 from minivim.data import sources as data_module
 from minivim.data.images import fit, fit_tensor, placement
-from minivim.data.preparation import Preparation
 from minivim.data.sources import load_data
+from minivim.preparation import Preparation
 
 Image = pytest.importorskip("PIL.Image")
 
