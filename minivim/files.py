@@ -91,7 +91,7 @@ def _take(folder: Path) -> IO[str]:
     path = folder / LOCK_FILE
     while True:
         with suppress(FileNotFoundError):  # a process that has just ended took the file, or the folder, with it
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             file = path.open("a+")
             if not _lock(file):
                 file.seek(0)
@@ -103,6 +103,15 @@ def _take(folder: Path) -> IO[str]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
     return file
+
+
+def _make(folder: Path) -> None:
+    """Make a folder that may exist, and that another process may remove while this one looks whether it does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if folder.exists() and not folder.is_dir():
+            raise
 
 
 def _lock(file: IO[str]) -> bool:

@@ -164,6 +164,23 @@ def test_a_lock_file_that_its_holder_has_just_removed_is_not_taken_for_the_folde
         assert (tmp_path / files.LOCK_FILE).exists() and len(locked) == 2
 
 
+def test_a_folder_that_is_removed_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    original, made = Path.mkdir, []
+
+    def mkdir(folder, *args, **options):
+        if not made:
+            made.append(folder)
+            raise FileExistsError(errno.EEXIST, "File exists", str(folder))  # and gone before anybody looks
+        original(folder, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with files.occupied(tmp_path / "run"):
+        assert made and (tmp_path / "run" / files.LOCK_FILE).exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), files.occupied(tmp_path / "file"):
+        pass
+
+
 def test_a_failed_start_leaves_its_folder_to_the_next_one(small_data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="both must be finite"):
         train(small(tmp_path, lr=1e38, warmup=0.0))
