@@ -61,10 +61,12 @@ def first_derivative(backend: str, gradient: Callable) -> Callable:
             refuse_transforms(backend, (*saved, *cotangents))
             if any(x is not None and functorch.is_legacy_batchedtensor(x) for x in cotangents):
                 raise unsupported(backend, "backward pass for several cotangents at once (is_grads_batched)")
+        if not torch.is_grad_enabled():
+            return gradient(ctx, saved, *cotangents)
         with torch.no_grad():
             gradients = gradient(ctx, saved, *cotangents)
         history = [x for x in (*saved, *cotangents) if x is not None and x.requires_grad]
-        if not (torch.is_grad_enabled() and history):
+        if not history:
             return gradients
         found = [x for x in gradients if isinstance(x, Tensor)]
         refused = iter(FirstOnly.apply(backend, len(found), *found, *history))

@@ -14,8 +14,9 @@ def choose_backend(backend: str | Backend, device: torch.device) -> Backend:
         return backend
     if backend == "auto":
         return load(best(device))
-    interpreted = backend == "triton" and INSTALLED[backend] and os.environ.get("TRITON_INTERPRET") == "1"
-    if backend in NEEDS and can_run(backend, device.type) or interpreted:
+    if backend in NEEDS and can_run(backend, device.type):
+        return load(backend)
+    if backend == "triton" and INSTALLED[backend] and os.environ.get("TRITON_INTERPRET") == "1":
         return load(backend)
     names = ", ".join(map(repr, ("auto", *NEEDS)))
     if backend not in NEEDS:

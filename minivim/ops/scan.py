@@ -30,17 +30,16 @@ def check_tensors(required: Sequence[Expected], optional: Sequence[Expected] = (
 
     TypeError or ValueError, which name the argument, what it was and what it must be.
     """
-    leader, device = required[0][0], None
-    for name, x, letters, shape in (*required, *(each for each in optional if each[1] is not None)):
+    leader, strided, device = required[0][0], torch.strided, getattr(required[0][1], "device", None)
+    for name, x, letters, shape in (*required, *[each for each in optional if each[1] is not None]):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}; it must be a tensor")
         if x.shape != shape:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {letters} = {shape}")
-        if x.layout != torch.strided:
+        if x.layout is not strided:
             raise TypeError(f"{name} has layout {x.layout}; it must be dense (torch.strided)")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a real floating-point type")
-        device = x.device if device is None else device
         if x.device != device:
             raise ValueError(f"{name} is on device {x.device}; it must be on {device}, as {leader} is")
 

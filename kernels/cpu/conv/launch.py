@@ -5,7 +5,7 @@ from minivim.kernels.cpu import host
 from minivim.kernels.cpu.conv import loops
 from minivim.kernels.cpu.host import groups_of, header, rows, walk
 from minivim.kernels.cpu.records import Conv, ConvGradient
-from minivim.kernels.operators import compute_dtype
+from minivim.kernels.operators import cast, compute_dtype
 from torch import Tensor
 
 
@@ -13,11 +13,11 @@ from torch import Tensor
 def conv(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
     """silu of the depthwise causal convolution; x (B, L, E), weight (E, K), bias (E,); reverse looks ahead."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
-    x_rows, w, bias = rows(x, dtype), weight.to(dtype).contiguous(), rows(bias, dtype)
+    x_rows, w, bias = rows(x, dtype), cast(weight, dtype).contiguous(), rows(bias, dtype)
     y = x_rows.new_empty(batch, L, E)
     record = Conv(K=K, x=walk(x_rows, reverse), weight=w.data_ptr(), bias=bias.data_ptr(), y=walk(y, reverse))
     host.run(loops, "forward", dtype, header(batch, L, E, groups_of(E)), [record], batch * L * E * K)
-    return y.to(x.dtype)
+    return cast(y, x.dtype)
 
 
 @conv.register_fake
@@ -29,7 +29,7 @@ def _(x, weight, bias, reverse):
 def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias."""
     dtype, (batch, L, E), K = compute_dtype(x), x.shape, weight.shape[1]
-    x_rows, dy, w = rows(x, dtype), rows(dy, dtype), weight.to(dtype).contiguous()
+    x_rows, dy, w = rows(x, dtype), rows(dy, dtype), cast(weight, dtype).contiguous()
     bias_row = rows(bias, dtype)
     head = header(batch, L, E, groups_of(E))
     dx, sums = x_rows.new_empty(batch, L, E), x_rows.new_empty(head.slabs, K + 1, E)
@@ -44,7 +44,7 @@ def conv_backward(x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor, reverse: 
     )
     host.run(loops, "backward", dtype, head, [record], batch * L * E * K)
     total = sums.sum(0)
-    return dx.to(x.dtype), total[:K].t().contiguous().to(weight.dtype), total[K].clone().to(bias.dtype)
+    return cast(dx, x.dtype), cast(total[:K].t().contiguous(), weight.dtype), cast(total[K].clone(), bias.dtype)
 
 
 @conv_backward.register_fake

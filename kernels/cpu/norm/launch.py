@@ -6,6 +6,7 @@ from minivim.kernels.cpu import host
 from minivim.kernels.cpu.host import address_of
 from minivim.kernels.cpu.norm import loops
 from minivim.kernels.cpu.records import Header, Norm, NormGradient
+from minivim.kernels.operators import cast
 from torch import Tensor
 
 
@@ -15,7 +16,7 @@ def slabs_of(x: Tensor) -> Header:
 
 
 def contiguous(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else x.to(dtype).contiguous()
+    return None if x is None else cast(x, dtype).contiguous()
 
 
 @operators.operator("add_norm_cpu", "numba")
@@ -34,7 +35,7 @@ def add_norm(update: Tensor, residual: Tensor | None, weight: Tensor, eps: float
         eps=eps,
     )
     host.run(loops, "forward", dtype, slabs_of(update), [record], update.numel())
-    return y.to(weight.dtype), total, scales
+    return cast(y, weight.dtype), total, scales
 
 
 @add_norm.register_fake
@@ -63,7 +64,7 @@ def add_norm_backward(
         sums=sums.data_ptr(),
     )
     host.run(loops, "backward", dtype, head, [record], total.numel())
-    return dr, sums.sum(0).to(weight.dtype)
+    return dr, cast(sums.sum(0), weight.dtype)
 
 
 @add_norm_backward.register_fake
@@ -84,7 +85,7 @@ def add_norm_gradient(ctx, saved, dy, dtotal, _):
     if dy is None:
         dy = torch.zeros_like(total)
     dr, dw = operators.entry(add_norm_backward, (total,))(total, weight, scales, dy, dtotal)
-    return dr.to(ctx.dtype), dr if ctx.add else None, dw, None
+    return cast(dr, ctx.dtype), dr if ctx.add else None, dw, None
 
 
 operators.differentiate(add_norm, save_inputs, add_norm_gradient)

@@ -14,7 +14,7 @@ from minivim.kernels.cpu.records import Scan, ScanGradient, ScanSums, pack_walk
 from minivim.kernels.cpu.scan import backward as backward_loops
 from minivim.kernels.cpu.scan import forward as forward_loops
 from minivim.kernels.cpu.scan.forward import CHUNK
-from minivim.kernels.operators import compute_dtype
+from minivim.kernels.operators import cast, compute_dtype
 from torch import Tensor
 
 
@@ -44,8 +44,8 @@ def pad_states(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def direction(u, delta, A, B, C, D, bias, softplus, reverse, dtype) -> Direction:
     u, delta, B, C = rows(u, dtype), rows(delta, dtype), pad_states(B, dtype), pad_states(C, dtype)
-    D, bias = (x if x is None else rows(x, dtype) for x in (D, bias))
-    return Direction(u, delta, A.to(dtype), B, C, D, bias, softplus, reverse)
+    D, bias = None if D is None else rows(D, dtype), None if bias is None else rows(bias, dtype)
+    return Direction(u, delta, cast(A, dtype), B, C, D, bias, softplus, reverse)
 
 
 def record(part: Direction, z, out, state, index: int, share: int, fresh: bool) -> Scan:
@@ -89,7 +89,7 @@ def forward(parts: list[Direction], z, initial_state, save: bool, out_dtype) -> 
     records.append(record(parts[-1], z, out, states[-1], len(parts) - 1, len(parts), fresh))
     head = header(batch, L, E, groups_of(E), len(parts))
     host.run(forward_loops, "forward", u.dtype, head, records, batch * L * E * N * len(parts))
-    return out.to(out_dtype), states
+    return cast(out, out_dtype), states
 
 
 def backward(parts: list[Direction], z, states, dout, dlast) -> tuple[list[tuple[Tensor, ...]], Tensor | None]:
@@ -162,8 +162,8 @@ def scan(
     """out (B, L, E), last state (B, E, N), saved states; shapes and meaning as in `minivim.selective_scan`."""
     part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, compute_dtype(u))
     out, states = forward([part], z, initial_state, save, u.dtype)
-    last_state = states[0, :, -1, : A.shape[1]].transpose(1, 2).clone(memory_format=torch.contiguous_format)
-    return out, last_state, states
+    last_state = states[0, :, -1] if A.shape[1] % 4 == 0 else states[0, :, -1, : A.shape[1]]
+    return out, last_state.mT.clone(memory_format=torch.contiguous_format), states
 
 
 @scan.register_fake
@@ -175,7 +175,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse, sav
 
 def in_dtypes(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """The gradients of u, delta, A, B and C in the inputs' dtypes, the others as they are."""
-    return [*(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=False)), *gradients[len(inputs) :]]
+    return [*(cast(g, x.dtype) for g, x in zip(gradients, inputs, strict=False)), *gradients[len(inputs) :]]
 
 
 @operators.operator("scan_cpu_backward", "numba")
@@ -197,7 +197,7 @@ def scan_backward(
     """The gradients of u, delta, A, B, C, D, delta_bias, initial_state and z (the last absent without z)."""
     part = direction(u, delta, A, B, C, D, delta_bias, softplus, reverse, states.dtype)
     [gradients], dz = backward([part], z, states, dout, dlast)
-    return in_dtypes(gradients, (u, delta, A, B, C)) + ([] if z is None else [dz.to(z.dtype)])
+    return in_dtypes(gradients, (u, delta, A, B, C)) + ([] if z is None else [cast(dz, z.dtype)])
 
 
 def fake_gradients(u, delta, A, B, C, dtype) -> list[Tensor]:
@@ -213,7 +213,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, states, dout, dlast, softplus, revers
 
 
 def optional(gradient: Tensor, x: Tensor | None) -> Tensor | None:
-    return None if x is None else gradient.to(x.dtype)
+    return None if x is None else cast(gradient, x.dtype)
 
 
 def save_inputs(ctx, inputs, output):

@@ -6,7 +6,7 @@ out = (scan(forward) + scan(backward, reversed)) / 2 * silu(z)
 import torch
 from minivim.kernels import operators
 from minivim.kernels.cpu.scan.launch import backward, direction, fake_gradients, forward, in_dtypes, padded, slots
-from minivim.kernels.operators import compute_dtype
+from minivim.kernels.operators import cast, compute_dtype
 from torch import Tensor
 
 
@@ -53,7 +53,7 @@ def scan_pair_backward(tensors: list[Tensor], z: Tensor, states: Tensor, dout: T
     """The gradients of the fourteen tensors, in their order, and of z."""
     gradients, dz = backward(both(tensors, softplus, states.dtype), z, states, dout, None)
     ahead, back = (in_dtypes(g, tensors[i : i + 5])[:7] for g, i in zip(gradients, (0, 7), strict=True))
-    return [*ahead, *back, dz.to(z.dtype)]
+    return [*ahead, *back, cast(dz, z.dtype)]
 
 
 @scan_pair_backward.register_fake
@@ -74,7 +74,7 @@ def scan_pair_gradient(ctx, saved, dout, _):
         return (None,) * 17
     *tensors, z, states = saved
     gradients = operators.entry(scan_pair_backward, tensors)(tensors, z, states, dout, ctx.softplus)
-    return *(g.to(x.dtype) for g, x in zip(gradients, (*tensors, z), strict=True)), None, None
+    return *(cast(g, x.dtype) for g, x in zip(gradients, (*tensors, z), strict=True)), None, None
 
 
 operators.differentiate(scan_pair, save_inputs, scan_pair_gradient)
