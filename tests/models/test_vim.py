@@ -283,7 +283,10 @@ def test_configuration_is_frozen_and_has_the_documented_fields():
         ({"img_size": 2}, "img_size is 2; each side must be a multiple"),
         ({"img_size": 2, "stride": 2}, "img_size is 2; each side must be patch_size 4 plus a multiple of stride 2"),
         ({"global_pool": "token", "cls_token": "max"}, "global_pool is 'token', but cls_token is 'max'; it must be a"),
-        ({"global_pool": "token", "cls_token": "none"}, "global_pool is 'token', but cls_token is 'none'; it must be a"),
+        (
+            {"global_pool": "token", "cls_token": "none"},
+            "global_pool is 'token', but cls_token is 'none'; it must be a",
+        ),
         ({"img_size": (16,)}, r"img_size is \(16,\); it must be one whole number or \(height, width\)"),
         ({"img_size": "16"}, r"img_size is '16'; it must be one whole number or \(height, width\)"),
         ({"img_size": (16, 16.0)}, "img_size is 16.0; it must be a whole number of at least 1"),
