@@ -18,6 +18,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "eval", "evaluation", "dev"),
     "test": ("test", "testing"),
 }
+WORDS = {"train": "training", "test": "test", "val": "validation"}
 PART_OF = {name: part for part, names in SPLIT_NAMES.items() for name in names}
 
 
@@ -45,6 +46,11 @@ def take(part: Part, rows: Int64[Tensor, " K"]) -> Part:
     """The rows of a part."""
     items = part.items[rows] if isinstance(part.items, Tensor) else Rows(part.items, rows.tolist())
     return Part(items, part.labels[rows])
+
+
+def spaced(count: int, most: int) -> range:
+    """At most `most` of the numbers below count, evenly spaced, the first one 0."""
+    return range(0, count, max(1, -(-count // most)))
 
 
 def split_name(text: str) -> str | None:
