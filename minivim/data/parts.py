@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from minivim.checks import shown
 from minivim.data.notices import quoted, quoted_list
 
 SPLIT_NAMES = {
@@ -128,11 +129,13 @@ def with_validation(parts: dict[str, Part], share: float) -> dict[str, Part]:
 
 def wanted_classes(wanted: int | str | os.PathLike, classes: Sequence[str]) -> list[int]:
     """The numbers of the wanted classes: the first N, or those that a text file names, one a line, in its order."""
-    text = os.fspath(wanted) if not isinstance(wanted, int) else str(wanted)
-    if re.fullmatch(r"[+-]?\d+", text):
+    text = str(wanted) if isinstance(wanted, int) else os.fspath(wanted)
+    if isinstance(wanted, int) or re.fullmatch(r"[+-]?\d{1,18}", text):  # Python reads no number of 5,000 digits
         count = int(text)
         if not 2 <= count <= len(classes):
-            raise ValueError(f"classes is {count}; it must be from 2 to {len(classes)}, the set's number of classes")
+            raise ValueError(
+                f"classes is {shown(count)}; it must be from 2 to {len(classes)}, the set's number of classes"
+            )
         return list(range(count))
     try:
         lines = Path(text).read_text(encoding="utf-8-sig").splitlines()

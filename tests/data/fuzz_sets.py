@@ -282,8 +282,10 @@ def classes():
         (1, "classes is 1"),
         (4, "from 2 to 3"),
         ("-1", "-1"),
+        (10**30, "from 2 to 3"),
     ):
         yield Case(f"classes {count!r}", made_by(tree, ("cat", "dog", "eel")), expect, options={"classes": count})
+    yield Case("classes of 5,000 digits", tree, "a number or a text file", options={"classes": "9" * 5000})
     for text, expect in (
         (b"cat\ndog\n", CUT), (b"\xef\xbb\xbfcat\r\n\r\n  dog  ", CUT), (b"0\n1\n", CUT),
         (b"cat\ncow\n", "names 'cow'"),
