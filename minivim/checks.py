@@ -4,6 +4,7 @@ And how a sentence shows what came from a stranger's file: in a few words, none 
 """
 
 import math
+import os
 import reprlib
 import sys
 import warnings
@@ -16,9 +17,12 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
 
 
-def printable(text: str) -> str:
-    """`text` with every character escaped that a terminal obeys or cannot show: controls, newlines, lone surrogates."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, kept: str = "") -> str:
+    """`text` with every character escaped that a terminal obeys or cannot show: controls, newlines, lone surrogates.
+
+    kept: those that stay as they are.
+    """
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object) -> str:
@@ -33,8 +37,15 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     return ", ".join(cut) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of torchrun's processes, or a lone one: the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def notify(sentence: str) -> None:
-    """Warn of a choice made for the user, at the line outside the package that led to it."""
+    """Warn of a choice made for the user, at the line outside the package that led to it; of several processes once."""
+    if not is_first_process():
+        return
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "minivim":
         level, frame = level + 1, frame.f_back

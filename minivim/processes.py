@@ -10,7 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from minivim.checks import shown
+from minivim.checks import is_first_process, shown
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def met_by_all() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if int(os.environ.get("RANK", 0)):
+        if not is_first_process():
             raise SystemExit(2) from error
         raise
 

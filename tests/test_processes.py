@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from minivim import create_model, processes
 from minivim.train import compute_gradients, train
 from minivim.train.loop import Trainer
 from minivim.train.recipes import TrainConfig
-from tests.train.small_runs import TINY, records_of, same, small, small_bundle
+from tests.train.small_runs import TINY, records_of, same, small, small_bundle, striped_folder
 
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
@@ -44,8 +45,10 @@ def one_of_two(rank: int, folder: str) -> None:
     model = same_model()
     compute_gradients(DistributedDataParallel(model), images[rank * 4 : rank * 4 + 4], targets[rank * 4 : rank * 4 + 4])
     result = train(TrainConfig(out=f"{folder}/run", **PLAIN))
+    given = torch.full((3,), float(rank + 5))
+    processes.Team(rank, 2, torch.device("cpu")).give([given])
     torch.save(
-        {"gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
+        {"given": given, "gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
          "history": result.history, **stop_at_step_12(rank, folder), **with_and_without_compile(folder)},
         f"{folder}/{rank}.pt",
     )  # fmt: skip
@@ -108,6 +111,7 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         for gradient in gradients:
             assert torch.allclose(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
     assert same(ranks[0]["weights"], ranks[1]["weights"])
+    assert [rank["given"].tolist() for rank in ranks] == [[5.0] * 3] * 2
     alone = train(TrainConfig(out=str(tmp_path / "alone"), **PLAIN)).history[-1]
     for rank in ranks:
         assert rank["history"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
@@ -127,16 +131,21 @@ def test_two_processes_do_the_work_of_one(tmp_path):
 
 def test_torchrun_trains(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(f"from minivim.train import *\ntrain(TrainConfig(out={str(tmp_path / 'run')!r}, **{PLAIN!r}))\n")
+    script.write_text(f"""
+import torch.distributed as dist
+from minivim.train import *
+train(TrainConfig(out={str(tmp_path / "run")!r}, **{PLAIN!r}))
+assert not dist.is_initialized()  # the processes are left as they were found
+""")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(records_of(tmp_path / "run")) == 1
 
 
-def torchrun(*arguments: str) -> subprocess.Popen:
-    """`minivim train` in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minivim"]
+def torchrun(*arguments: str, program: Sequence[str] = ("-m", "minivim")) -> subprocess.Popen:
+    """`minivim train`, or another program with its arguments, in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program]
     settings = ["--depth", "1", "--embed-dim", "16", "--patch-size", "4", "--threads", "1", "--no-progress"]
     return subprocess.Popen([*command, "train", *settings, *arguments], stderr=subprocess.PIPE, text=True)
 
@@ -147,6 +156,44 @@ def test_what_is_wrong_is_told_by_one_of_the_processes(tmp_path):
     assert "minivim: error: loss is " in err
     ours = [line for line in err.splitlines() if "minivim/" in line]
     assert not ours, err  # torchrun's own traceback is of torchrun
+
+
+def test_a_notice_is_given_once(tmp_path):
+    for part in ("train", "test"):
+        striped_folder(tmp_path / "stripes" / part, 40)
+    settings = ["--epochs", "1", "--batch-size", "20", "--val-share", "0"]
+    run = torchrun("--data", str(tmp_path / "stripes"), "--out", str(tmp_path / "run"), "--img-size", "16",
+                   "--model", "vim_nano_patch2_8", *settings)  # fmt: skip
+    err = run.communicate(timeout=300)[1]
+    assert run.returncode == 0, err
+    assert err.count("40 of 40 test images are also training images") == 1, err
+
+
+ONE_FAILS = """
+import os, sys
+from minivim import cli
+from minivim.train.loop import Trainer
+
+def step(self, images, labels, original=Trainer.train_step):
+    if self.step == 3 and self.team.rank == 1:
+        raise ValueError("image 'a.png' could not be read: it is no image")
+    original(self, images, labels)
+
+Trainer.train_step = step
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_the_error_of_one_process_ends_all_with_one_sentence(tmp_path):
+    """The other one waits for it in the midst of a step."""
+    (tmp_path / "script.py").write_text(ONE_FAILS)
+    run = torchrun("--out", str(tmp_path / "run"), program=[str(tmp_path / "script.py")])
+    err = run.communicate(timeout=300)[1]
+    assert run.returncode != 0
+    ours = [line for line in err.splitlines() if "minivim" in line and "torch" not in line]
+    assert ours.count("minivim: error: image 'a.png' could not be read: it is no image") == 1, err
+    assert err.count("minivim: error: ") == 1 and not [line for line in ours if "minivim/" in line], err
+    assert not (tmp_path / "run" / ".minivim.lock").exists()
 
 
 def test_a_signal_to_torchrun_saves_the_state_of_all(tmp_path):
@@ -168,12 +215,22 @@ def test_of_processes_that_fail_the_first_one_tells(rank, monkeypatch):
     """The others end with code 2; what the backends say of a lost process becomes a sentence of ours."""
     store = dist.HashStore()
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    lost = (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), dist.DistBackendError("NCCL"))
     with pytest.raises(ConnectionError, match=f"process {rank} of the run misses another one"):
         with processes.told_once(rank):
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+            raise lost[rank]
     with pytest.raises(SystemExit) as second, processes.told_once(1 - rank):
         raise ValueError("image 'a.png' could not be read")
     assert second.value.code == 2
+
+
+def test_without_the_process_that_keeps_count_every_error_is_told(monkeypatch):
+    def gone():
+        raise ValueError("Default process group has not been initialized")
+
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", gone)
+    with pytest.raises(MemoryError), processes.told_once(1):
+        raise MemoryError
 
 
 def test_what_all_processes_meet_is_told_by_the_first(monkeypatch):

@@ -1,14 +1,13 @@
 """The commands: what each one's flags are, and what it does with them."""
 
 import inspect
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minivim.checks import check_whole, printable
+from minivim.checks import check_whole, is_first_process, printable
 from minivim.cli.help import Command, written
 
 
@@ -34,7 +33,7 @@ def train(config: Any) -> None:
     from minivim.train import train
 
     out = train(config).out
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(*next_commands(out), sep="\n")
 
 
@@ -157,13 +156,8 @@ def bench(config: Any) -> None:
     config.check()
     config.out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement rather than after it
     report = bench_scan(config) if isinstance(config, ScanBench) else bench_model(config)
-    print(printable_lines(table(report)))
+    print(printable(table(report), kept="\n"))
     print("written:", *(printable(str(path)) for path in report.save(config.out)))
-
-
-def printable_lines(text: str) -> str:
-    """`printable`, line by line."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def grade_flags(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from minivim.checks import shown
 from minivim.data.notices import quoted, quoted_list
 
 SPLIT_NAMES = {
@@ -18,6 +19,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "eval", "evaluation", "dev"),
     "test": ("test", "testing"),
 }
+WORDS = {"train": "training", "test": "test", "val": "validation"}
 PART_OF = {name: part for part, names in SPLIT_NAMES.items() for name in names}
 
 
@@ -45,6 +47,11 @@ def take(part: Part, rows: Int64[Tensor, " K"]) -> Part:
     """The rows of a part."""
     items = part.items[rows] if isinstance(part.items, Tensor) else Rows(part.items, rows.tolist())
     return Part(items, part.labels[rows])
+
+
+def spaced(count: int, most: int) -> range:
+    """At most `most` of the numbers below count, evenly spaced, the first one 0."""
+    return range(0, count, max(1, -(-count // most)))
 
 
 def split_name(text: str) -> str | None:
@@ -122,11 +129,13 @@ def with_validation(parts: dict[str, Part], share: float) -> dict[str, Part]:
 
 def wanted_classes(wanted: int | str | os.PathLike, classes: Sequence[str]) -> list[int]:
     """The numbers of the wanted classes: the first N, or those that a text file names, one a line, in its order."""
-    text = os.fspath(wanted) if not isinstance(wanted, int) else str(wanted)
-    if re.fullmatch(r"[+-]?\d+", text):
+    text = str(wanted) if isinstance(wanted, int) else os.fspath(wanted)
+    if isinstance(wanted, int) or re.fullmatch(r"[+-]?\d{1,18}", text):  # Python reads no number of 5,000 digits
         count = int(text)
         if not 2 <= count <= len(classes):
-            raise ValueError(f"classes is {count}; it must be from 2 to {len(classes)}, the set's number of classes")
+            raise ValueError(
+                f"classes is {shown(count)}; it must be from 2 to {len(classes)}, the set's number of classes"
+            )
         return list(range(count))
     try:
         lines = Path(text).read_text(encoding="utf-8-sig").splitlines()

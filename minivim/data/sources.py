@@ -4,7 +4,6 @@
 batch by indexing. Sets too large for memory (ImageNet) come as LazyImages, decoded by the workers of a DataLoader.
 """
 
-import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -16,20 +15,19 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from minivim.checks import notify
+from minivim.checks import LARGEST_SIDE
+from minivim.data.duplicates import say_equal_files, say_equal_images
 from minivim.data.folders import read_folder
 from minivim.data.hub import HUB_NAMES, read_hub
 from minivim.data.images import LazyImages, decode_all, fit_tensor, read_image, sides
 from minivim.data.notices import quoted
-from minivim.data.parts import Part, only_classes, wanted_classes, with_test, with_validation
+from minivim.data.parts import WORDS, Part, only_classes, wanted_classes, with_test, with_validation
 from minivim.data.shapes import SHAPES, draw_shapes
 from minivim.data.tables import Columns
 from minivim.extras import require
 from minivim.preparation import IMAGENET_MEAN, IMAGENET_STD
 
 IN_MEMORY_BYTES = 4 * 2**30  # a larger set is decoded lazily
-LARGEST_SIDE = 65535  # pixels, as in JPEG
-WORDS = {"train": "training", "test": "test", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,7 @@ def _bundle(
         undecoded: dict[str, Any] = {part: content.items for part, content in parts.items()}
         images = {part: LazyImages(items, size, crop=crop) for part, items in undecoded.items()}
         mean, std = IMAGENET_MEAN, IMAGENET_STD
+        say_equal_files(name, undecoded)
     else:
         # The others have the side of the training images, whose own size counts where none is given.
         images = {
@@ -142,25 +141,12 @@ def _bundle(
             for part, content in parts.items()
         }
         mean, std = channel_statistics(images["train"])
-        _say_what_is_in_two_parts(name, images)
+        say_equal_images(name, images)
     labels = {part: content.labels for part, content in parts.items()}
     return ImageData(
         name, images["train"], labels["train"], images["test"], labels["test"], classes, mean, std,
         images.get("val"), labels.get("val"),
     )  # fmt: skip
-
-
-def _say_what_is_in_two_parts(name: str, images: dict[str, UInt8[Tensor, "_ 3 H W"]]) -> None:
-    """Notice of images that are equal, pixel for pixel, in the training images and in another part."""
-    digests = {part: [_digest(image) for image in content] for part, content in images.items()}
-    trained = set(digests.pop("train"))
-    for part, others in digests.items():
-        if count := sum(digest in trained for digest in others):
-            notify(f"data is {quoted(name)}: {count} of {len(others)} {WORDS[part]} images are also training images")
-
-
-def _digest(image: UInt8[Tensor, "3 H W"]) -> bytes:
-    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
 
 
 def _as_bytes(items, img_size: int | tuple[int, int] | None, crop: float) -> UInt8[Tensor, "M 3 H W"]:

@@ -35,6 +35,13 @@ class ImageColumn(Sequence):
         record = record if isinstance(record, dict) else {"bytes": record, "path": None}
         return {"bytes": record["bytes"], "path": record["path"] or f"row {index} of {self.part}"}
 
+    def encoded(self, index: int) -> memoryview | None:
+        """The bytes of an image as they lie in the table, not copied; None where the table has only a path."""
+        found = self.values[index]
+        if hasattr(found, "keys"):  # a record, which may be null
+            found = found["bytes"] if found.is_valid else found
+        return memoryview(found.as_buffer()) if found.is_valid else None
+
 
 # ---- parquet files ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minivim.data import ImageData
+from minivim.data.parts import spaced
 
 IN_MEMORY, DECODED = 4096, 64  # images looked at in a part of a set, evenly spaced
 
@@ -33,7 +34,7 @@ def sample(images: UInt8[Tensor, "M 3 H W"] | Dataset) -> list[UInt8[Tensor, "3 
     """Some of the images, from the first to the last."""
     most = IN_MEMORY if isinstance(images, Tensor) else DECODED
     count = len(images)  # type: ignore[arg-type]  # a Dataset may have no length; ours have
-    return [images[row] for row in range(0, count, -(-count // most) or 1)]
+    return [images[row] for row in spaced(count, most)]
 
 
 def hash_of(tensors: list[UInt8[Tensor, "..."] | Int64[Tensor, " _"]]) -> str:
@@ -47,10 +48,10 @@ def hash_of(tensors: list[UInt8[Tensor, "..."] | Int64[Tensor, " _"]]) -> str:
 
 def difference(now: dict, then: dict) -> str | None:
     """The first thing that is not as it was, in words; None if all is."""
-    changed = next((name for name in now if now[name] != then.get(name)), None)
+    changed = next((name for name in now | then if now.get(name) != then.get(name)), None)
     if changed == "classes":
         pairs = zip_longest(now[changed], then.get(changed, ()))
         return next(f"class {i} is {a!r} instead of {b!r}" for i, (a, b) in enumerate(pairs) if a != b)
-    if changed and isinstance(now[changed], int):
-        return f"{changed} is {now[changed]} instead of {then.get(changed)}"
+    if changed and changed.startswith("number of"):
+        return f"{changed} is {now.get(changed, 0)} instead of {then.get(changed, 0)}"
     return changed and f"{changed} are other ones or in another order"

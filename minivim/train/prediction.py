@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -41,6 +41,12 @@ def logits_of(
             logits.append(model(normalise(batch.to(device), tuple(mean), tuple(std))).float().cpu())
     model.train(was_training)
     return torch.cat(logits)
+
+
+def score(logits: Float[Tensor, "M K"], labels: Int64[Tensor, " M"]) -> Float64[Tensor, "3"]:
+    """The sums over all images of the cross-entropy and of the right answers, and the number of images."""
+    loss, right = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
+    return torch.stack([loss.double(), right.double(), torch.tensor(len(labels), dtype=torch.float64)])
 
 
 def open_checkpoint(
@@ -104,14 +110,14 @@ def evaluate(
         )  # fmt: skip
     check_same_classes(list(data.classes), names, model.num_classes)
     logits = logits_of(model, data.test_images, preparation.mean, preparation.std, workers=workers)
-    right = (logits.argmax(1) == data.test_labels).float()
-    per_class = {
-        name: right[data.test_labels == label].mean().item()
-        for label, name in enumerate(data.classes)
-        if (data.test_labels == label).any()
-    }
-    loss = F.cross_entropy(logits, data.test_labels).item()
-    return {"images": len(right), "accuracy": right.mean().item(), "loss": loss, "per_class": per_class}
+    loss, right, count = score(logits, data.test_labels).tolist()
+    per_class = {}
+    for label, name in enumerate(data.classes):
+        of_class = data.test_labels == label
+        if of_class.any():
+            _, hits, members = score(logits[of_class], data.test_labels[of_class]).tolist()
+            per_class[name] = hits / members
+    return {"images": int(count), "accuracy": right / count, "loss": loss / count, "per_class": per_class}
 
 
 def predict(

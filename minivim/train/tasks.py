@@ -14,7 +14,7 @@ from minivim.data.images import LazyImages
 from minivim.models import Backbone, create_model
 from minivim.preparation import Preparation
 from minivim.processes import Team
-from minivim.train.prediction import logits_of
+from minivim.train.prediction import logits_of, score
 from minivim.train.recipes import TrainConfig
 
 
@@ -61,7 +61,6 @@ class Classification:
         if len(rows):
             workers, bf16 = self.config.workers, self.config.bf16
             logits = logits_of(model, share, data.mean, data.std, bf16=bf16, workers=workers)
-            right, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
-            sums = torch.stack([loss.double(), right.double(), torch.tensor(len(rows), dtype=torch.float64)])
+            sums = score(logits, labels)
         loss, right, count = team.mean(sums).tolist()
         return {f"{part}_loss": loss / count, f"{part}_accuracy": right / count}

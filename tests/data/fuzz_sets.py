@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tests.data.odd_sets import (
     Case,
+    columns_only,
     encoded,
     flat,
     grey,
@@ -93,6 +94,9 @@ def splits_of_folders():
     yield Case("a folder beside the splits", beside, BOTH, says="3 images in 'raw' are left out")
     yield Case("splits in the classes", made_by(tree, ("x/train", "y/train")), "splits inside its classes")
     other = also(lambda folder: tree(folder / "train"), lambda folder: tree(folder / "test", ("cat", "cow")))
+    composed, apart = ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "dog"), ("cafe\N{COMBINING ACUTE ACCENT}", "dog")
+    both = also(lambda folder: tree(folder / "train", composed), lambda folder: tree(folder / "test", apart))
+    yield Case("classes composed and not", both, BOTH, classes=composed)
     yield Case("other classes in test", other, "other classes in its test images .*'cow', 'dog'")
     other = also(made_by(trees, "train", "test"), lambda folder: tree(folder / "val", ("cat",)))
     yield Case("a class less in val", other, "other classes in its val images .*'dog'")
@@ -118,6 +122,8 @@ def splits_of_tables():
     yield Case("parquet and images", also(made_by(tables, "train.parquet"), tree), "images and with parquet files")
     yield Case("parquet of metadata", also(made_by(tables, "metadata.parquet"), tree), CUT)
     yield Case("parquet hidden", also(made_by(tables, ".train.parquet", "._train.parquet"), tree), CUT)
+    shards = also(made_by(tables, "train-0.parquet"), lambda folder: table(folder / "train-1.parquet", []))
+    yield Case("parquet with a shard of no rows", shards, CUT)
     yield Case("parquet text", lambda folder: put(folder / "train.parquet", b"PAR1 nonsense"), "as parquet")
     yield Case("parquet empty file", lambda folder: put(folder / "train.parquet", b""), "as parquet")
     yield Case("parquet no rows", lambda folder: table(folder / "train.parquet", []), "(no rows|no training)")
@@ -221,6 +227,8 @@ def labels():
         yield Case(f"labels {name}", made_by(labels_only, values, None, pets), sentence)
     gap = [0, 1] * 100 + [None]
     yield Case("labels with a gap", made_by(labels_only, gap), (160, 40), "1 of 201 train rows", ("0", "1"))
+    largest = [0, 1] * 99 + [None] * 2
+    yield Case("labels with as large a gap as may be", made_by(labels_only, largest), (158, 40), "2 of 200", ("0", "1"))
     for name, test in (("minus one", [-1] * 10), ("null", pa.array([None] * 10, pa.int64()))):
         yield Case(f"test labels {name}", made_by(labels_only, [3, 5] * 5, test), CUT, "10 test images are", ("3", "5"))
         yield Case(f"named test labels {name}", made_by(labels_only, [0, 1] * 5, test, pets), CUT, "10 test images are")
@@ -241,6 +249,22 @@ def columns():
     yield Case("two label columns", both, "'label', 'coarse'; label_column .--label-column. must name one")
     yield Case("a label column", both, CUT, options={"label_column": "label"})
     yield Case("no label column of that name", both, "label_column is 'x'", options={"label_column": "x"})
+    lone = {"image": datasets.Image(), "Label": datasets.Value("int64"), "age": datasets.Value("int64")}
+    yield Case(
+        "Label and another number",
+        made_by(columns_only, lone, Label=[0, 1] * 5, age=[3, 4] * 5),
+        CUT,
+        classes=("0", "1"),
+    )
+    lone = {"image": datasets.Image(), "good": datasets.Value("bool"), "text": datasets.Value("string")}
+    yield Case(
+        "truth values under any name",
+        made_by(columns_only, lone, good=[False, True] * 5, text=["x"] * 10),
+        CUT,
+        classes=("False", "True"),
+    )
+    other = also(made_by(tables, "train.parquet"), lambda folder: table(folder / "test.parquet", pictures=("photo",)))
+    yield Case("an image column of another name in test", other, "test rows have no column 'image'")
     raw = pa.array([encoded(label) for label in ("cat", "dog") * 5])
     bare = made_by(lambda folder: table(folder / "train.parquet", pictures=(), jpg=raw))
     yield Case("raw bytes", bare, CUT)
@@ -258,8 +282,10 @@ def classes():
         (1, "classes is 1"),
         (4, "from 2 to 3"),
         ("-1", "-1"),
+        (10**30, "from 2 to 3"),
     ):
         yield Case(f"classes {count!r}", made_by(tree, ("cat", "dog", "eel")), expect, options={"classes": count})
+    yield Case("classes of 5,000 digits", tree, "a number or a text file", options={"classes": "9" * 5000})
     for text, expect in (
         (b"cat\ndog\n", CUT), (b"\xef\xbb\xbfcat\r\n\r\n  dog  ", CUT), (b"0\n1\n", CUT),
         (b"cat\ncow\n", "names 'cow'"),

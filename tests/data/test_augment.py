@@ -124,6 +124,24 @@ def test_jitter_keeps_the_range_and_greys():
     assert torch.allclose(luminance(grey), grey[:, :1], atol=1e-6)
 
 
+def test_jitter_changes_brightness_contrast_and_saturation_each_by_up_to_the_share():
+    """From two colours that are far from black and white all three factors can be read off; they are independent."""
+    share, found = 0.4, []
+    two = torch.tensor([[0.45, 0.4, 0.35], [0.35, 0.3, 0.25]]).T[:, None, :]  # (3, 1, 2)
+    for seed in range(20):
+        changed = colour_jitter(two.expand(100, 3, 1, 2).contiguous(), share, generator(seed))
+        before, after = luminance(two[None])[:, 0, 0], luminance(changed)[:, 0, 0]
+        brightness = after.mean(1) / before.mean(1)
+        contrast = (after[:, 0] - after[:, 1]) / (before[:, 0] - before[:, 1]) / brightness
+        saturation = (changed[:, 0, 0, 0] - changed[:, 2, 0, 0]) / (two[0, 0, 0] - two[2, 0, 0]) / brightness / contrast
+        found.append(torch.stack([brightness, contrast, saturation]))
+    factors = torch.cat(found, 1)
+    assert factors.min() > 1 - share - 1e-4 and factors.max() < 1 + share + 1e-4
+    assert (factors.amin(1) < 1 - 0.99 * share).all() and (factors.amax(1) > 1 + 0.99 * share).all()
+    assert torch.allclose(factors.mean(1), torch.ones(3), atol=0.02)
+    assert (torch.corrcoef(factors) - torch.eye(3)).abs().max() < 0.1
+
+
 def test_normalise_gives_mean_0_and_standard_deviation_1():
     from minivim.data import channel_statistics
 
@@ -168,6 +186,25 @@ def test_erase_zeroes_one_box_in_the_given_share_of_images():
     assert torch.equal(erased, images * ~holes[:, None])
     assert 0.15 < (holes.any(2).any(1)).float().mean() < 0.35
     assert torch.equal(random_erase(images, 0.0, generator()), images)
+
+
+def test_erased_boxes_reach_from_2_to_33_percent_and_from_wide_to_tall():
+    """Of 2,000 boxes those clear of the border, within the half pixel by which their sides are rounded."""
+    side, sizes, shares = 96, [], []
+    for seed in range(20):
+        holes = random_erase(torch.ones(100, 3, side, side), 1.0, generator(seed))[:, 0] == 0
+        shares.append(holes.float().mean((1, 2)))
+        clear = ~(holes[:, [0, -1]].any(2).any(1) | holes[:, :, [0, -1]].any(1).any(1))
+        sizes.append(torch.stack([holes.any(2).sum(1), holes.any(1).sum(1)])[:, clear & holes.any(2).any(1)])
+    assert torch.cat(shares).max() <= (1 / 3) * 1.05
+    height, width = torch.cat(sizes, 1).double()
+    assert len(height) > 400
+    assert ((height + 1) * (width + 1) >= 0.02 * side**2).all()
+    assert ((height - 1) * (width - 1) <= side**2 / 3).all()
+    assert ((height + 1) / (width - 1) >= 0.3).all() and ((height - 1) / (width + 1) <= 1 / 0.3).all()
+    area, aspect = height * width / side**2, height / width
+    assert area.min() < 0.025 and area.max() > 0.28
+    assert aspect.min() < 0.33 and aspect.max() > 3
 
 
 @given(st.integers(2, 12), st.floats(0, 1), st.integers(0, 100))

@@ -106,6 +106,12 @@ def test_channel_statistics_equal_those_of_the_floats():
     assert torch.allclose(torch.tensor(std).double(), values.std(1, correction=0), atol=1e-7)
 
 
+def test_channels_that_never_change_have_a_standard_deviation_all_the_same():
+    """By which one can divide."""
+    mean, std = channel_statistics(torch.full((4, 3, 2, 2), 51, dtype=torch.uint8))
+    assert mean == pytest.approx((0.2,) * 3) and 0 < min(std) <= max(std) < 1e-3
+
+
 def test_img_size_resizes_a_tensor():
     digits = load_data("digits", img_size=16)
     assert digits.train_images.shape[-2:] == (16, 16) and digits.img_size == 16
@@ -194,6 +200,22 @@ def test_sets_too_large_for_memory_are_decoded_lazily_and_alike(tmp_path, monkey
     assert lazy.mean == data_module.IMAGENET_MEAN
 
 
+def test_all_parts_in_three_channels_must_fit_into_memory(tmp_path, monkeypatch):
+    folder = str(class_tree(tmp_path / "set", count=5))
+    for room, lazy in ((15 * 3 * 8 * 8, False), (15 * 3 * 8 * 8 - 1, True)):
+        monkeypatch.setattr(data_module, "IN_MEMORY_BYTES", room)
+        assert isinstance(load_data(folder, img_size=8, val_share=0.2).train_images, LazyImages) == lazy
+
+
+def test_mean_and_standard_deviation_are_those_of_the_training_images_alone(tmp_path):
+    """Training images of grey 40 and 120; all others are white, whichever part they are in."""
+    for part, levels in (("train", (40, 120)), ("test", (255, 255)), ("val", (255, 255))):
+        class_tree(tmp_path / part, count=2, classes={"a": (levels[0],) * 3, "b": (levels[1],) * 3})
+    data = load_data(str(tmp_path))
+    assert data.val_images.min() == data.test_images.min() == 255
+    assert data.mean == pytest.approx((80 / 255,) * 3) and data.std == pytest.approx((40 / 255,) * 3)
+
+
 # ---- what cannot be used ---------------------------------------------------------------------------------------------
 
 
@@ -208,7 +230,7 @@ def bad(tmp_path, kind: str):
     if kind == "empty":
         return str(folder), None, ValueError, "holds no images"
     if kind == "size":
-        return "digits", 0, ValueError, "img_size is 0; it must be from 1 to 65535"
+        return "digits", 0, ValueError, "img_size is 0; it must be from 1 to 8192"
     if kind == "broken":
         class_tree(folder / "set")
         (folder / "set" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nnonsense")

@@ -1,11 +1,15 @@
 """Small training runs, and ways to compare what they leave behind; used by several test modules."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minivim.data import ImageData, channel_statistics
+from minivim.data.images import LazyImages
 from minivim.models import checkpoints
 from minivim.train.loop import Trainer
 from minivim.train.recipes import TrainConfig
@@ -33,6 +37,29 @@ def small_bundle() -> ImageData:
     """160 training, 40 test and 30 validation images."""
     (images, labels), test, validation = stripes(160, 0), stripes(40, 1), stripes(30, 2)
     return ImageData("stripes", images, labels, *test, ("rows", "columns"), *channel_statistics(images), *validation)
+
+
+def striped_folder(folder: Path, count: int = 60, size: int = 8) -> Path:
+    """Stripes as PNG files, one folder a class: columns, rows."""
+    from PIL import Image
+
+    for index, (image, label) in enumerate(zip(*stripes(count, 0, size), strict=True)):
+        path = folder / ("rows", "columns")[label] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+def lazily(folder: Path, count: int = 60, item: Callable[[Path], Any] = Path) -> ImageData:
+    """The stripes of `small_bundle`, the first `count` as files to be decoded when they are asked for."""
+    data = small_bundle()
+    striped_folder(folder, count)
+    items = [item(path) for path in sorted(folder.rglob("*.png"), key=lambda path: path.name)]
+    labels = data.train_labels[:count]
+    return replace(
+        data, train_images=LazyImages(items, 8), train_labels=labels, test_images=LazyImages(items, 8),
+        test_labels=labels, val_images=None, val_labels=None,
+    )  # fmt: skip
 
 
 def small(tmp_path, **changes) -> TrainConfig:

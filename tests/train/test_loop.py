@@ -2,7 +2,7 @@
 
 import math
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -164,7 +164,8 @@ def test_best_is_chosen_on_the_validation_images_and_the_test_images_are_read_at
     assert not [name for record in result.history[:-1] for name in record if "test" in name]
     monkeypatch.undo()
     second, final = (evaluate(result.out / f"{name}.safetensors", small_data) for name in ("best", "last"))
-    assert checkpoints.load_extra(result.out / "best.safetensors")["step"] == 16
+    extra = checkpoints.load_extra(result.out / "best.safetensors")
+    assert extra["step"] == 16 and extra["recipe"] == asdict(resolve(small(tmp_path)))
     assert second["loss"] == pytest.approx(last["best_test_loss"], rel=1e-5)
     assert final["loss"] == pytest.approx(last["test_loss"], rel=1e-5) != pytest.approx(second["loss"], rel=1e-5)
 
@@ -199,10 +200,22 @@ def test_without_average_the_weights_themselves_are_kept(small_data, tmp_path):
     assert all(torch.equal(state["model"][name], tensor) for name, tensor in tensors_of(result.out).items())
 
 
-def test_tensorboard_is_written_on_request(small_data, tmp_path):
-    pytest.importorskip("tensorboard")
-    result = train(small(tmp_path, epochs=1, tensorboard=True))
-    assert list(result.out.glob("events.out.tfevents.*"))
+def test_what_is_trained_goes_on_in_training_mode_after_an_evaluation(small_data, tmp_path):
+    """Without an average it is the model itself that is evaluated; drop path must be on afterwards."""
+    trainer = Trainer(resolve(small(tmp_path, ema=0.0)), small_data, Team(0, 1, torch.device("cpu")))
+    for training in (True, False):
+        trainer.model.train(training)
+        trainer.task.evaluate(trainer.model, "val")
+        assert trainer.model.training == training
+
+
+def test_each_process_draws_its_own_random_numbers(small_data, tmp_path):
+    weights = []
+    for rank in (0, 0, 1):
+        trainer = Trainer(resolve(small(tmp_path, shift=2.0)), small_data, Team(rank, 1, torch.device("cpu")))
+        trainer.train_step(small_data.train_images[:20], small_data.train_labels[:20])
+        weights.append(trainer.model.state_dict())
+    assert same(weights[0], weights[1]) and not same(weights[0], weights[2])
 
 
 def test_a_run_says_what_it_uses(small_data, tmp_path, capsys):

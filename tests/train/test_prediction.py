@@ -1,17 +1,20 @@
 """A trained checkpoint at work: scores, predictions, and what is refused."""
 
+import math
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minivim import VimConfig, VisionMamba, cli, create_model, to_official
 from minivim.data.augment import normalise
 from minivim.models import checkpoints
 from minivim.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.train import train
-from minivim.train.prediction import evaluate, predict
+from minivim.train.prediction import evaluate, predict, score
 from tests.train.small_runs import small
 
 pytest.importorskip("safetensors")
@@ -52,6 +55,41 @@ def test_checkpoints_and_images_that_do_not_fit_are_refused(small_data, tmp_path
         predict(tmp_path / "good.safetensors", [tmp_path / "text.png"])
     with pytest.raises(ValueError, match="images is empty"):
         predict(tmp_path / "good.safetensors", [])
+
+
+def test_images_are_normalised_as_the_checkpoint_says_and_not_as_their_own_set_would(small_data, tmp_path):
+    from PIL import Image
+
+    stored = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+    assert stored["mean"] != pytest.approx(list(small_data.mean), abs=0.05)
+    model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, num_classes=2).eval()
+    checkpoints.save(model, tmp_path / "a.safetensors", {"classes": ["rows", "columns"], **stored})
+    with torch.no_grad():
+        logits = model(normalise(small_data.test_images, tuple(stored["mean"]), tuple(stored["std"])))
+        other = model(normalise(small_data.test_images, small_data.mean, small_data.std))
+    expected, wrong = (F.cross_entropy(each, small_data.test_labels).item() for each in (logits, other))
+    found = evaluate(tmp_path / "a.safetensors", small_data)["loss"]
+    assert found == pytest.approx(expected, rel=1e-5) != pytest.approx(wrong, rel=1e-5)
+    Image.fromarray(small_data.test_images[0].permute(1, 2, 0).numpy()).save(tmp_path / "0.png")
+    [answers] = predict(tmp_path / "a.safetensors", [tmp_path / "0.png"])
+    assert dict(answers)["rows"] == pytest.approx(logits[0].softmax(0)[0].item(), rel=1e-5)
+    assert dict(answers)["rows"] != pytest.approx(other[0].softmax(0)[0].item(), rel=1e-5)
+
+
+def test_a_score_sums_over_the_images_and_counts_each_class_by_itself(small_data, tmp_path):
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 4.0]], dtype=torch.float32)
+    labels = torch.tensor([0, 0, 0, 1])
+    expected = [math.log(1 + math.exp(-x)) for x in (2.0, -1.0, 3.0, 4.0)]
+    assert score(logits, labels).tolist() == pytest.approx([sum(expected), 3, 4])
+    model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, num_classes=3).eval()
+    checkpoints.save(model, tmp_path / "a.safetensors", {"classes": list("abc"), "mean": [0.5] * 3, "std": [0.5] * 3})
+    data = replace(small_data, classes=("a", "b", "c"))
+    found = evaluate(tmp_path / "a.safetensors", data)
+    with torch.no_grad():
+        answers = model(normalise(data.test_images, (0.5,) * 3, (0.5,) * 3)).argmax(1)
+    right = (answers == data.test_labels).double()
+    per_class = {name: right[data.test_labels == label].mean().item() for label, name in enumerate("ab")}
+    assert found["per_class"] == per_class and found["accuracy"] == right.mean().item()  # c has no images
 
 
 def photo(path, height: int, width: int):

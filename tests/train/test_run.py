@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import minivim.train.loop as train_module
+import minivim.train.run as run_module
 from minivim import files
 from minivim.data.images import LazyImages
 from minivim.train import train
-from minivim.train.fingerprint import difference, fingerprint
+from minivim.train.fingerprint import difference, fingerprint, hash_of
+from minivim.train.recipes import resolve
 from minivim.train.run import DIGEST_BYTES, RESULTS
 from tests.train.small_runs import cut_after, records_of, small, small_bundle
 
@@ -73,11 +76,17 @@ def test_files_of_the_users_own_are_left_alone(small_data, tmp_path, name, resum
 def test_hidden_files_of_the_users_own_stay_and_what_was_half_written_goes(small_data, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in (".state.pt.bak", ".state.pt.12", "notes.txt", ".best.safetensors.1.unfinished"):
+    for name in (
+        ".state.pt.bak",
+        ".state.pt.12",
+        "notes.txt",
+        ".state.pt.1.unfinished.mine",
+        ".best.safetensors.1.unfinished",
+    ):
         (folder / name).write_text("mine")
     train(small(tmp_path, epochs=1))
     assert {path.name for path in folder.iterdir()} == {
-        ".state.pt.bak", ".state.pt.12", "notes.txt", "config.json", *RESULTS,
+        ".state.pt.bak", ".state.pt.12", ".state.pt.1.unfinished.mine", "notes.txt", "config.json", *RESULTS,
     }  # fmt: skip
 
 
@@ -112,75 +121,6 @@ def test_a_second_run_is_refused_at_once_and_a_killed_one_holds_nothing(small_da
     assert not (cut / files.LOCK_FILE).exists()
 
 
-def test_a_folder_is_held_against_threads_of_the_same_process_and_given_back(tmp_path):
-    with files.occupied(tmp_path / "a"):
-        with pytest.raises(ValueError, match="in which this process is at work; it must be another folder"):
-            with files.occupied(tmp_path / "b" / ".." / "a"):
-                pass
-        with pytest.raises(ZeroDivisionError), files.occupied(tmp_path / "c"):
-            raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "mine").mkdir()
-    with files.occupied(tmp_path / "mine"):
-        pass
-    assert (tmp_path / "mine").is_dir()
-
-
-CROWD = """
-import os, sys
-from pathlib import Path
-from minivim.files import occupied
-children = [os.fork() for _ in range(3)]  # and this one, and the children's own children: eight
-got = 0
-while got < 20:
-    try:
-        with occupied(Path(sys.argv[1])):
-            Path(sys.argv[2]).open("x").close()
-            Path(sys.argv[2]).unlink()
-            got += 1
-    except ValueError as error:
-        assert "is at work" in str(error)
-sys.exit(max((os.waitpid(child, 0)[1] for child in children if child), default=0))
-"""
-
-
-def test_of_many_that_want_a_folder_one_at_a_time_has_it(tmp_path):
-    """Each takes the folder 20 times, removing it in between, and inside it is alone."""
-    assert subprocess.call([sys.executable, "-c", CROWD, tmp_path / "run", tmp_path / "alone"]) == 0
-    assert not list(tmp_path.glob("run/*")) and not (tmp_path / "alone").exists()
-
-
-def test_a_lock_file_that_its_holder_has_just_removed_is_not_taken_for_the_folders(tmp_path, monkeypatch):
-    original, locked = files._lock, []
-
-    def lock(file):
-        if not locked:
-            (tmp_path / files.LOCK_FILE).unlink()
-        locked.append(file)
-        return original(file)
-
-    monkeypatch.setattr(files, "_lock", lock)
-    with files.occupied(tmp_path):
-        assert (tmp_path / files.LOCK_FILE).exists() and len(locked) == 2
-
-
-def test_a_folder_that_is_removed_while_it_is_made_is_made_again(tmp_path, monkeypatch):
-    original, made = Path.mkdir, []
-
-    def mkdir(folder, *args, **options):
-        if not made:
-            made.append(folder)
-            raise FileExistsError(errno.EEXIST, "File exists", str(folder))  # and gone before anybody looks
-        original(folder, *args, **options)
-
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    with files.occupied(tmp_path / "run"):
-        assert made and (tmp_path / "run" / files.LOCK_FILE).exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError), files.occupied(tmp_path / "file"):
-        pass
-
-
 def test_a_failed_start_leaves_its_folder_to_the_next_one(small_data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="both must be finite"):
         train(small(tmp_path, lr=1e38, warmup=0.0))
@@ -190,6 +130,23 @@ def test_a_failed_start_leaves_its_folder_to_the_next_one(small_data, tmp_path, 
     assert len(train(small(tmp_path, epochs=2)).history) == 2
     with pytest.raises(ValueError, match="which holds a run; it must be a new folder, or resume be set"):
         train(small(tmp_path, epochs=2))
+
+
+def test_a_run_that_begins_in_the_meantime_is_not_overwritten(small_data, tmp_path, monkeypatch):
+    """After the first look into the folder, and before it is held."""
+    original = run_module.occupied
+
+    @contextmanager
+    def late(folder):
+        with original(folder):
+            (folder / "state.pt").write_text("theirs")
+            (folder / "config.json").write_text(json.dumps(asdict(resolve(small(tmp_path)))))
+            yield
+
+    monkeypatch.setattr(run_module, "occupied", late)
+    with pytest.raises(ValueError, match="which holds a run; it must be a new folder, or resume be set"):
+        train(small(tmp_path))
+    assert (tmp_path / "run" / "state.pt").read_text() == "theirs"
 
 
 # ---- the state -------------------------------------------------------------------------------------------------------
@@ -237,7 +194,7 @@ def test_a_state_that_no_run_has_is_refused(cut, unchecked, field, value):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field, value", [("seed", 1), ("depth", 2)])
+@pytest.mark.parametrize("field, value", [("seed", 1), ("depth", 2), ("classes", 2)])
 def test_the_state_of_another_run_is_refused(small_data, cut, field, value):
     other = train(small(cut.parent / "other", **{field: value}))
     shutil.copy(other.out / "state.pt", cut)
@@ -268,12 +225,16 @@ def changed(name: str):
         "order": (replace(data, train_images=data.train_images[order], train_labels=data.train_labels[order]),
                   "train labels are other ones or in another order"),
         "images": (replace(data, train_images=data.train_images.flip(0).flip(3)), "train images are other ones"),
+        "no validation": (replace(data, val_images=None, val_labels=None), "number of val images is 0 instead of 30"),
+        "validation": (replace(data, val_images=data.val_images.flip(3)), "val images are other ones"),
         "pixel": (replace(data, test_images=data.test_images ^ (torch.arange(40) == 7).byte()[:, None, None, None]),
                   "test images are other ones"),
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["renamed", "added", "come", "gone", "order", "images", "pixel"])
+@pytest.mark.parametrize(
+    "name", ["renamed", "added", "come", "gone", "order", "images", "no validation", "validation", "pixel"]
+)
 def test_other_data_are_refused_by_what_differs(cut, monkeypatch, name):
     before = contents(cut)
     data, sentence = changed(name)
@@ -300,6 +261,11 @@ def test_images_not_in_memory_are_told_apart_by_some_of_them(tmp_path):
     assert difference(fingerprint(now), fingerprint(now)) is None
     later = replace(now, train_images=LazyImages(paths[2:] + paths[:2], 8))
     assert difference(fingerprint(later), fingerprint(now)) == "train images are other ones or in another order"
+
+
+def test_a_hash_knows_the_shape():
+    pixels = torch.arange(24, dtype=torch.uint8)
+    assert hash_of([pixels.view(3, 2, 4)]) != hash_of([pixels.view(3, 4, 2)])
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------
@@ -332,11 +298,6 @@ def test_a_full_disk_is_named_with_its_file_and_costs_nothing(small_data, tmp_pa
     result = train(small(cut.parent, resume=True))
     whole = train(small(cut.parent / "whole"))
     assert records_of(cut) == records_of(whole.out) and result.accuracy == whole.accuracy
-
-
-def test_another_error_of_the_disk_is_raised_as_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        files.write_atomically(tmp_path / "none" / "file", b"")
 
 
 def test_threads_other_than_the_main_one_may_train(small_data, tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from minivim.checks import printable
 from minivim.course.exercises.checking import Todo, Wrong
 from minivim.course.exercises.finding import find_exercise
 from minivim.course.exercises.guarding import Abandoned, Guarded, own_numbers, shorten
@@ -51,9 +52,4 @@ def judge(number: str, answer: object) -> Verdict:
         )
         status, message = "fix", f"{what} ({reason})"
     texts = message[:MOST_SAID], guarded.sink.text.rstrip()
-    return Verdict(printable(str(number)), title, status, *map(printable, texts))
-
-
-def printable(text: str) -> str:
-    """The text with its lone surrogates, which no file and no console takes, spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return Verdict(printable(str(number)), title, status, *(printable(text, kept="\n\t") for text in texts))
