@@ -47,7 +47,8 @@ def one_of_two(rank: int, folder: str) -> None:
     result = train(TrainConfig(out=f"{folder}/run", **PLAIN))
     torch.save(
         {"gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
-         "history": result.history, "tuned": tuned(folder), **stop_at_step_12(rank, folder), **with_and_without_compile(folder)},
+         "history": result.history, "tuned": tuned(folder), **stop_at_step_12(rank, folder),
+         **with_and_without_compile(folder)},
         f"{folder}/{rank}.pt",
     )  # fmt: skip
     dist.destroy_process_group()

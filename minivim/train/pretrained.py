@@ -21,12 +21,12 @@ SHAPE = (
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a file holds: a model, the registered name that it goes by, the names of its classes, None where unknown."""
+    """What a file holds: a model, the registered name that it goes by, what it says of its classes, None for nothing."""
 
     file: str
     model: Backbone
     name: str
-    classes: list[str] | None
+    classes: object
 
     @property
     def shape(self) -> dict:
@@ -83,11 +83,23 @@ def registered_name(model: Backbone, recipe: object) -> str:
     return max(names, key=common)
 
 
+def is_shaped(wanted: Mapping, pretrained: Pretrained) -> bool:
+    """Whether the model that is wanted is the file's: by its name, or since it is built alike with the sizes wanted."""
+    name, shape = wanted.get("model"), pretrained.shape
+    if name == pretrained.name or name not in MODELS:
+        return name == pretrained.name
+    model_class, config_class, changes = MODELS[name]
+    registered = config_class(**changes)
+    alike = all(wanted.get(field, getattr(registered, field, None)) == shape.get(field) for field in SHAPE[1:])
+    return alike and model_class is type(pretrained.model)
+
+
 def check_shape(wanted: Mapping, pretrained: Pretrained) -> None:
     """Raise a ValueError that names the first field which is wanted to be another one than the file's."""
     shape = pretrained.shape
     for name in SHAPE:
-        if name in wanted and wanted[name] != shape.get(name):
+        agrees = is_shaped(wanted, pretrained) if name == "model" else wanted.get(name) == shape.get(name)
+        if name in wanted and not agrees:
             theirs = f"be {shown(shape[name])}" if name in shape else "not be given"
             raise ValueError(f"{name} is {shown(wanted[name])}; it must {theirs}, as in init, {shown(pretrained.file)}")
 

@@ -37,7 +37,7 @@ def written(path: Path, name: str = "vim_nano_patch2_8", extra: dict | None = No
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    checkpoints.save(model, path, EXTRA if extra is None else extra)
+    checkpoints.save(model, path, EXTRA | {"recipe": {"model": name}} if extra is None else extra)
     return str(path)
 
 
@@ -68,7 +68,7 @@ def test_all_but_the_head_is_the_files_and_the_position_embedding_is_resized(sma
     assert found.config == replace(old.config, num_classes=2, drop_path_rate=0.3, img_size=8)
     assert found.head.weight.shape == (2, old.embed_dim) and found.head.weight.std() < 0.1
     assert found.head.bias.tolist() == [0, 0]
-    assert [module.rate for module in found.modules() if hasattr(module, "rate")][1] == pytest.approx(0.3)
+    assert max(module.rate for module in found.modules() if hasattr(module, "rate")) == 0.3
 
 
 def test_the_head_stays_where_the_classes_are_the_same(small_data, tmp_path):
@@ -101,15 +101,17 @@ def test_images_are_normalised_as_the_file_says_and_cut_as_the_run_does(file, sm
     assert start(bare, small_data, tmp_path).model.preparation.mean == small_data.mean
 
 
-def test_what_is_kept_and_what_is_new_is_said_in_one_line(file, small_data, tmp_path, capsys):
+def test_what_is_kept_and_what_is_new_is_said_in_one_line(small_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = written(Path("old.safetensors"), img_size=16)
     train(tuned(tmp_path, init=file, epochs=1, progress=True, img_size=8, freeze=True))
     said = capsys.readouterr().out
     line = f"starts from {file}: a new head for 2 classes (it has 5), position embedding resized from 16x16 to "
     assert f"{line}8x8 pixels, its mean and std\n" in said
     assert re.search(r"^vim_nano_patch2_8: [\d,]+ parameters, 34 of them trained, 5 tokens", said, re.MULTILINE)
-    same_file = written(tmp_path / "same.safetensors", extra={"classes": list(small_data.classes)}, num_classes=2)
-    origin = begin(resolve(tuned(tmp_path, init=same_file)), small_data)[1]
-    assert origin == f"starts from {same_file}: its head, mean and std of these images"
+    written(Path("same.safetensors"), extra={"classes": list(small_data.classes)}, num_classes=2)
+    origin = begin(resolve(tuned(tmp_path, init="same.safetensors")), small_data)[1]
+    assert origin == "starts from same.safetensors: its head, mean and std of these images"
 
 
 @pytest.mark.parametrize("beside", [{}, {"args": Namespace(lr=0.1, output_dir="out"), "epoch": 3}], ids=str)
@@ -144,11 +146,15 @@ def test_the_shape_is_the_files_whatever_the_preset_says(file):
 
 
 def test_the_name_is_the_recipes_or_that_of_the_nearest_registered_model(tmp_path):
-    told = written(tmp_path / "told.safetensors", extra={"recipe": {"model": "vim_tiny_patch4_32"}})
-    assert resolve(TrainConfig(init=told)).model == "vim_tiny_patch4_32"
+    assert resolve(TrainConfig(init=written(tmp_path / "told.safetensors"))).model == "vim_nano_patch2_8"
     for recipe in ({"model": "deit_tiny_patch4_32"}, {"model": ["x"]}, "x"):
-        told = written(tmp_path / "told.safetensors", extra={"recipe": recipe})
-        assert resolve(TrainConfig(init=told)).model == "vim_nano_patch2_8"
+        file = written(tmp_path / "file.safetensors", extra={"recipe": recipe})
+        assert resolve(TrainConfig(init=file)).model == "vim_tiny_patch4_32"  # by its patches
+    built = {"model": "vim_nano_patch2_8", "embed_dim": 16, "depth": 2, "patch_size": 4}
+    assert resolve(TrainConfig(init=file, **built)).model == "vim_nano_patch2_8"  # as one builds it
+    for name in ("vim_nano_patch2_8", "vim_small_patch16_224"):
+        with pytest.raises(ValueError, match=f"^model is '{name}'; it must be 'vim_tiny_patch4_32', as in init, "):
+            resolve(TrainConfig(init=file, model=name))
     wide = written(tmp_path / "wide.safetensors", "deit_small_patch16_224", depth=1, embed_dim=384, patch_size=16)
     assert resolve(TrainConfig(init=wide)).model == "deit_small_patch16_224"
 
@@ -255,7 +261,7 @@ def test_the_rate_that_is_recorded_is_the_heads(small_data, tmp_path):
 # ---- the head alone --------------------------------------------------------------------------------------------------
 
 FROZEN = {
-    "plain": {}, "in parts": {"accumulate": 3}, "bfloat16": {"bf16": True}, "without average": {"ema": 0.0},
+    "plain": {"warmup": 0.0}, "in parts": {"accumulate": 3}, "bfloat16": {"bf16": True}, "without average": {"ema": 0.0},
     "a preset with drop path": {"preset": "cifar10", "batch_size": 20, "epochs": 2},
 }  # fmt: skip
 
@@ -273,8 +279,8 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_head_learns(small_data, tmp_pa
     assert [shape for group in state["optimizer"]["param_groups"] for shape in group["params"]] == [0, 1]
     assert sorted(moment["exp_avg"].numel() for moment in state["optimizer"]["state"].values()) == [2, 48]
     assert result.model.config.drop_path_rate == 0
-    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"] - 0.005
-    assert (result.model.head.weight.abs() > 1e-3).any()
+    assert new["head.bias"].abs().max() > 1e-3  # 0 at first
+    assert case != "plain" or result.history[-1]["train_loss"] < result.history[0]["train_loss"] - 0.01
 
 
 @pytest.mark.parametrize("changes, sentence", [
@@ -367,9 +373,10 @@ def test_a_share_of_the_labels_is_one_of_each_class_and_part_of_a_larger_share()
 
 def test_a_run_sees_its_share_of_the_labels(tmp_path):
     result = train(small(tmp_path, train_share=0.1, epochs=1))
-    assert len(result.data.train_labels) + len(result.data.val_labels) == 144 and len(result.data.test_labels) == 359
+    assert 140 <= len(result.data.train_labels) + len(result.data.val_labels) <= 148
+    assert len(result.data.test_labels) == 359
 
 
-def test_a_task_without_a_model_of_its_own_prepares_as_its_data_say(small_data, tmp_path):
+def test_a_fresh_model_has_the_statistics_of_its_data(small_data, tmp_path):
     task = Classification(resolve(small(tmp_path)), small_data, CPU)
     assert task.build_model().preparation.mean == small_data.mean and task.origin == ""
