@@ -21,7 +21,7 @@ SHAPE = (
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a file holds: a model, the registered name that it goes by, what it says of its classes, None for nothing."""
+    """What a file holds: a model, the registered name that it goes by, what it says of its classes, None if nothing."""
 
     file: str
     model: Backbone
