@@ -62,7 +62,7 @@ class Classification:
 
     def _ready(self, model: Backbone) -> Backbone:
         """Take over how images are prepared; what does not learn asks for no gradient."""
-        self.preparation = model.preparation
+        self.mean, self.std = tuple(model.preparation.mean), tuple(model.preparation.std)
         if self.config.freeze:
             freeze_backbone(model)
         return model.to(self.team.device)
@@ -71,9 +71,9 @@ class Classification:
         self, images: UInt8[Tensor, "B 3 H W"], labels: Int64[Tensor, " B"], generator: Generator
     ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K"]]:
         """The augmented images and their targets, on the images' device."""
-        count, (mean, std) = len(self.data.classes), (self.preparation.mean, self.preparation.std)
+        classes = len(self.data.classes)
         config: Any = self.config  # an Augmentation, but frozen, and a Protocol's attributes can be set
-        return augment(images, labels, count, mean, std, config, generator)
+        return augment(images, labels, classes, self.mean, self.std, config, generator)
 
     def evaluate(self, model: Backbone, part: str) -> dict[str, float]:
         """Mean cross-entropy and accuracy on the images of a part, val or test; each process scores its share."""
@@ -85,8 +85,7 @@ class Classification:
         sums = torch.zeros(3, dtype=torch.float64)
         if len(rows):
             workers, bf16 = self.config.workers, self.config.bf16
-            mean, std = self.preparation.mean, self.preparation.std
-            logits = logits_of(model, share, mean, std, bf16=bf16, workers=workers)
+            logits = logits_of(model, share, self.mean, self.std, bf16=bf16, workers=workers)
             right, loss = (logits.argmax(1) == labels).sum(), F.cross_entropy(logits, labels, reduction="sum")
             sums = torch.stack([loss.double(), right.double(), torch.tensor(len(rows), dtype=torch.float64)])
         loss, right, count = team.mean(sums).tolist()
