@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import minivim.train.loop as train_module
 from minivim import create_model, processes
+from minivim.models import checkpoints
 from minivim.train import compute_gradients, train
 from minivim.train.loop import Trainer
 from minivim.train.recipes import TrainConfig
@@ -49,10 +50,18 @@ def one_of_two(rank: int, folder: str) -> None:
     processes.Team(rank, 2, torch.device("cpu")).give([given])
     torch.save(
         {"given": given, "gradients": [p.grad for p in model.parameters()], "weights": result.model.state_dict(),
-         "history": result.history, **stop_at_step_12(rank, folder), **with_and_without_compile(folder)},
+         "history": result.history, "tuned": tuned(folder), **stop_at_step_12(rank, folder),
+         **with_and_without_compile(folder)},
         f"{folder}/{rank}.pt",
     )  # fmt: skip
     dist.destroy_process_group()
+
+
+def tuned(folder: str) -> dict:
+    """The weights of a run that starts from a file and trains the head alone."""
+    with mock.patch.object(train_module, "load_data", lambda *args, **options: small_bundle()):
+        config = small(Path(folder, "tuned"), epochs=1, init=f"{folder}/old.safetensors", freeze=True, accumulate=2)
+        return train(config).model.state_dict()
 
 
 def with_and_without_compile(folder: str) -> dict:
@@ -103,6 +112,8 @@ PLAIN = dict(TINY, data="shapes", epochs=1, batch_size=400, flip=0.0, crop=0, sm
 
 
 def test_two_processes_do_the_work_of_one(tmp_path):
+    old = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, patch_size=4)
+    checkpoints.save(old, tmp_path / "old.safetensors")
     torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     model = same_model()
@@ -117,6 +128,9 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         assert rank["history"][-1]["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
         assert rank["history"][-1]["test_loss"] == pytest.approx(alone["test_loss"], rel=1e-3)
     assert len(records_of(tmp_path / "run")) == 1  # only one of the two writes
+    assert same(ranks[0]["tuned"], ranks[1]["tuned"])
+    for name, tensor in old.state_dict().items():
+        assert torch.equal(tensor, ranks[0]["tuned"][name]) != name.startswith("head."), name
     for rank in ranks:
         assert rank["plain"].keys() == rank["compiled"].keys()
         for name, tensor in rank["plain"].items():

@@ -221,7 +221,8 @@ COMMANDS = {
         "Train a model",
         train,
         ("minivim train --data digits", "minivim train --data photos --epochs 50 --out runs/photos",
-         "minivim train --out runs/photos --resume"),
+         "minivim train --out runs/photos --resume",
+         "minivim train --data flowers --init runs/photos/best.safetensors --freeze"),
         train_flags, HEADINGS, train_default,
     ),
     "eval": Command(

@@ -109,6 +109,14 @@ def with_test(parts: dict[str, Part]) -> dict[str, Part]:
     return {"train": take(parts["train"], kept), "test": take(parts["train"], cut)}
 
 
+def with_less_training(parts: dict[str, Part], share: float) -> dict[str, Part]:
+    """The parts with that share of the training images, of each class as many, rounded, at least one."""
+    if share == 1:
+        return parts
+    kept, _ = stratified_split(parts["train"].labels, 1 - share)
+    return parts | {"train": take(parts["train"], kept)}
+
+
 def with_validation(parts: dict[str, Part], share: float) -> dict[str, Part]:
     """The parts with a validation part where share > 0: the set's own, else that share of the training images."""
     if share == 0 or "val" in parts:

@@ -21,7 +21,15 @@ from minivim.data.folders import read_folder
 from minivim.data.hub import HUB_NAMES, read_hub
 from minivim.data.images import LazyImages, decode_all, fit_tensor, read_image, sides
 from minivim.data.notices import quoted
-from minivim.data.parts import WORDS, Part, only_classes, wanted_classes, with_test, with_validation
+from minivim.data.parts import (
+    WORDS,
+    Part,
+    only_classes,
+    wanted_classes,
+    with_less_training,
+    with_test,
+    with_validation,
+)
 from minivim.data.shapes import SHAPES, draw_shapes
 from minivim.data.tables import Columns
 from minivim.extras import require
@@ -62,6 +70,7 @@ def load_data(
     img_size: int | tuple[int, int] | None = None,
     crop: float = 1.0,
     val_share: float = 0.0,
+    train_share: float = 1.0,
     classes: int | str | os.PathLike | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -75,6 +84,8 @@ def load_data(
     to cover img_size / crop, then its centre is cut out.
     val_share: the share of the training images of each class, from 0 to 0.9, that becomes the validation part; a set
     with a validation split beside its test split has its own. The cut is the same on every machine.
+    train_share: the share of the training images of each class, from 0.0001 to 1, one image at least, that is kept,
+    before a validation part is cut off it; a smaller share is a part of a larger one, on every machine.
     classes: only some classes: the first N, or a text file that names one a line and so gives their order.
     image_column, label_column: which columns of a table to read; None: the only ones of their kind.
     Raises ValueError for a set that cannot be used, FileNotFoundError for a missing folder, ConnectionError when the
@@ -84,6 +95,8 @@ def load_data(
         raise ValueError(f"img_size is {img_size}; it must be from 1 to {LARGEST_SIDE} pixels")
     if not 0 <= val_share <= 0.9:
         raise ValueError(f"val_share is {val_share}; it must be from 0 to 0.9")
+    if not 0.0001 <= train_share <= 1:
+        raise ValueError(f"train_share is {train_share}; it must be from 0.0001 to 1")
     name = os.fspath(source)
     parts, names = _read(name, Columns(image_column, label_column))
     parts = with_test(parts)
@@ -94,7 +107,8 @@ def load_data(
         numbers = wanted_classes(classes, names)
         parts = {part: only_classes(content, numbers, len(names)) for part, content in parts.items()}
         names = [names[number] for number in numbers]
-    return _bundle(name, with_validation(parts, val_share), tuple(names), img_size, crop)
+    parts = with_validation(with_less_training(parts, train_share), val_share)
+    return _bundle(name, parts, tuple(names), img_size, crop)
 
 
 def _read(name: str, columns: Columns) -> tuple[dict[str, Part], Sequence[str]]:

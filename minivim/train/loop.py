@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from minivim.data import ImageData, load_data
 from minivim.data.images import LazyImages, fetch
-from minivim.models import Backbone
+from minivim.models import Backbone, checkpoints
 from minivim.processes import Team, join_team, met_by_all, use_threads
 from minivim.train.backend import apply_backend
 from minivim.train.compile import check_compiler, compiled
@@ -79,8 +79,9 @@ class Trainer:
         self.task, self.run = Classification(config, data, team), Run(config)
         self.signals, self.stopping = Signals(patience=1.0 if team.size > 1 else 0.0, speaks=self.leads), False
         self.screen = Screen(config, self.leads)
+        self.state = self.run.load_state(team.device)
         torch.manual_seed(config.seed)
-        self.model = self.task.build_model().train()
+        self.model = self._build_model().train()
         self.backend = apply_backend(self.model, config.backend, team.device)
         # What trains is called, not the model: state, average and evaluation know nothing of its wrappers.
         self.trainee = compiled(self.model) if config.compile else self.model
@@ -88,8 +89,9 @@ class Trainer:
             self.trainee = DistributedDataParallel(self.trainee)
         self.average = AveragedModel(self.model) if config.ema else None
         self.optimizer = torch.optim.AdamW(
-            decay_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
-        )
+            decay_groups(self.model, config.weight_decay, config.layer_decay),
+            lr=config.lr, betas=(0.9, config.beta2), fused=True,
+        )  # fmt: skip
         self.generator = torch.Generator(team.device)
         self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
         self.best, self.best_epoch = -1.0, 0  # of the epochs that were validated
@@ -99,6 +101,16 @@ class Trainer:
         self.images = data.train_images
         if isinstance(self.images, LazyImages):
             self.images = LazyImages(self.images.items, data.img_size, crop_scale=config.crop_scale, seed=config.seed)
+
+    def _build_model(self) -> Backbone:
+        """The model as the state of the resumed run describes it, which needs no file of weights, else a new one."""
+        header = self.state and self.state.get("header")
+        if header is None:
+            return self.task.build_model()
+        try:
+            return self.task.rebuild_model(header)
+        except Exception as error:  # whatever a stranger's header makes Python raise
+            raise self.run.unusable(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
 
     def _check_sizes(self) -> None:
         batch, images, size = self.config.batch_size, len(self.data.train_images), self.team.size
@@ -133,9 +145,9 @@ class Trainer:
     def open(self) -> None:
         """Begin in the run's folder, or go on from the state that is in it."""
         self.fingerprint = fingerprint(self.data)
-        state = self.run.load_state(self.team.device)
-        if state is not None:
-            self.restore(state)
+        if self.state is not None:
+            self.restore(self.state)
+            self.state = None  # its memory
         if self.team.size > 1:
             dist.barrier()  # nobody writes before everybody has looked
         if self.leads:
@@ -163,13 +175,15 @@ class Trainer:
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = f"{sum(p.numel() for p in self.model.parameters()):,} parameters"
+        if self.config.freeze:
+            parameters += f", {sum(p.numel() for p in self.model.parameters() if p.requires_grad):,} of them trained"
         cores = f", {torch.get_num_threads()} threads" if self.team.device.type == "cpu" else ""
         parts = {"training": self.data.train_labels, "validation": self.data.val_labels, "test": self.data.test_labels}
         counts = ", ".join(f"{len(labels):,} {part}" for part, labels in parts.items() if labels is not None)
         compilation = ", compiled in the first step" if self.config.compile else ""
         self.screen.say(
-            f"{self.config.model}: {parameters:,} parameters, {self.model.config.num_tokens} tokens; "
+            f"{self.config.model}: {parameters}, {self.model.config.num_tokens} tokens; "
             f"device {self.team.device}{cores}, {self.team.size} process(es), scan backend {self.backend}{compilation}"
         )
         self.screen.say(
@@ -178,6 +192,8 @@ class Trainer:
             f"{self.config.epochs} epochs of {self.steps_per_epoch} steps of {self.config.batch_size}; "
             f"out {self.run.folder}"
         )
+        if self.task.origin:
+            self.screen.say(self.task.origin)
         if self.step:
             self.screen.say(f"resumed at step {self.step} of {self.steps}")
 
@@ -239,7 +255,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         self.unseen.append(torch.stack((loss, norm)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.rate() * group.get("lr_scale", 1.0)  # a state of an older version has none
         self.optimizer.step()
         if self.average:
             self.update_average()
@@ -288,7 +304,7 @@ class Trainer:
         """Validate, write the epoch's record and, after the best one so far, the weights; at the end, test."""
         self.look()
         epoch = self.step // self.steps_per_epoch
-        record = {"epoch": epoch, "step": self.step, "lr": self.optimizer.param_groups[0]["lr"]}
+        record = {"epoch": epoch, "step": self.step, "lr": max(group["lr"] for group in self.optimizer.param_groups)}
         record["train_loss"] = self.loss_sum / self.steps_per_epoch
         self.loss_sum = 0.0
         last = epoch == self.config.epochs
@@ -331,6 +347,7 @@ class Trainer:
         self.look()
         state = {name: getattr(self, name) for name in COUNTERS}
         state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "data": self.fingerprint}
+        state |= {"header": checkpoints.header_of(self.model)}
         self.run.save_state(state | {"average": self.average.state_dict() if self.average else None})
         self.save_weights(LAST_FILE)
 
@@ -359,7 +376,8 @@ def _train(config: TrainConfig, team: Team) -> TrainResult:
     if config.compile:
         check_compiler(team.device)
     data = load_data(
-        config.data, img_size=config.img_size, val_share=config.val_share, classes=config.classes,
+        config.data, img_size=config.img_size, val_share=config.val_share, train_share=config.train_share,
+        classes=config.classes,
         image_column=config.image_column, label_column=config.label_column,
     )  # fmt: skip
     trainer = Trainer(config, data, team)

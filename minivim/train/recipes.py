@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minivim.checks import LARGEST, LARGEST_SIDE, MOST_THREADS, MOST_WORKERS, is_number, shown
 from minivim.models.registry import MODELS
+from minivim.train.pretrained import SHAPE, check_shape, read_pretrained, weights_file
 
 CONFIG_FILE, STATE_FILE = "config.json", "state.pt"
 
@@ -20,6 +21,8 @@ class TrainConfig:
     """digits, shapes, cifar10, cifar100, imagenet, OWNER/NAME[:CONFIG] on the hub, or a folder."""
     val_share: float | None = None
     """Share of the training images of each class that becomes the validation part, 0 to 0.9, unless the set has one."""
+    train_share: float | None = None
+    """Share of the training images of each class that is used at all, validation included: as if there were no more."""
     classes: int | str | None = None
     """Only some classes: the first N, or those in a text file, one a line, in its order."""
     image_column: str | None = None
@@ -47,6 +50,8 @@ class TrainConfig:
     """Peak learning rate of AdamW."""
     lr_end: float | None = None
     """Learning rate at the end of the cosine, as a share of the peak."""
+    layer_decay: float | None = None
+    """The learning rate of each layer as a multiple of the next one's, the head's being lr; 1: the same for all."""
     warmup: float | None = None
     """Share of all steps in which the learning rate rises linearly to its peak."""
     weight_decay: float | None = None
@@ -104,7 +109,11 @@ class TrainConfig:
     scan_order: str | None = None
     """The order in which a Vim reads the patches: rows, columns, snake; None: the model's own."""
     init: str | None = None
-    """A Vim's first step sizes: paper, both ways, or official, forward only; None: the model's own."""
+    """A file of weights to start from, ours or an official Vim's, whose shape the model then has, and, unless given,
+    whose image size. Without a file a Vim's first step sizes: paper, both ways, or official, forward only; None: the
+    model's own."""
+    freeze: bool | None = None
+    """Train the head alone, on the features of the weights that `init` gives."""
     drop_path: float | None = None
     """Stochastic depth rate of the last block."""
 
@@ -129,11 +138,11 @@ class TrainConfig:
 
 
 BASE = TrainConfig(
-    data="digits", val_share=0.1, model="vim_tiny_patch16_224", resume=False, seed=0,
-    epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, warmup=0.1, weight_decay=0.05, beta2=0.999, grad_clip=1.0,
-    ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0, smoothing=0.1,
-    mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2, eval_every=1,
-    save_seconds=30.0, tensorboard=False, progress=True, accumulate=1,
+    data="digits", val_share=0.1, train_share=1.0, model="vim_tiny_patch16_224", resume=False, seed=0,
+    epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, layer_decay=1.0, warmup=0.1, weight_decay=0.05, beta2=0.999,
+    grad_clip=1.0, ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0,
+    smoothing=0.1, mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2,
+    eval_every=1, save_seconds=30.0, tensorboard=False, progress=True, accumulate=1, freeze=False,
 )  # fmt: skip
 
 PRESETS = {
@@ -174,7 +183,8 @@ def given(config: TrainConfig) -> dict:
 def resolve(config: TrainConfig) -> TrainConfig:
     """Every None replaced: by the resumed run's value, else the preset's, else the base's; all values checked.
 
-    Idempotent. Raises ValueError for an impossible value, and for one that differs from that of the run to be resumed.
+    Idempotent. Raises ValueError for an impossible value, and for one that differs from that of the run to be resumed,
+    or from the file's that `init` names.
     """
     check_words(config)
     saved = saved_config(config.out) if config.resume else TrainConfig()
@@ -182,16 +192,43 @@ def resolve(config: TrainConfig) -> TrainConfig:
     preset = config.preset or saved.preset or (data if data in PRESETS else "base")
     if preset not in PRESETS:
         raise ValueError(f"preset is {shown(preset)}; it must be one of {', '.join(PRESETS)}")
-    wanted = {**given(config), "data": data, "preset": preset}
-    if config.resume and (Path(config.out) / STATE_FILE).exists():  # without one the run begins, as it is told to
-        check_same(wanted, given(saved))
-    layers = (BASE, PRESETS[preset], saved)
-    resolved = TrainConfig(**{name: value for layer in layers for name, value in given(layer).items()} | wanted)
+    resolved = TrainConfig(**merged({**given(config), "data": data, "preset": preset}, given(saved)))
     check(resolved)
+    check_frozen(resolved)
     if resolved.out is None:
         label = Path(data).name.replace(":", "-")
         resolved = replace(resolved, out=f"runs/{label}-{resolved.model}-{time.strftime('%Y%m%d-%H%M%S')}")
     return resolved
+
+
+def merged(wanted: dict, saved: dict) -> dict:
+    """What is wanted, over the resumed run's fields, over what a file of weights says, over the preset and the base."""
+    preset, file = given(PRESETS[wanted["preset"]]), weights_file(wanted.get("init", saved.get("init")))
+    goes_on = wanted.get("resume") and (Path(wanted["out"]) / STATE_FILE).exists()
+    if goes_on:  # without a state the run begins, as it is told to
+        check_same(wanted, saved)
+    if file:
+        preset = {name: value for name, value in preset.items() if name not in (*SHAPE, "img_size")}
+    if file and not goes_on:  # else the state has shape and weights
+        pretrained = read_pretrained(file)
+        check_shape(wanted, pretrained)
+        preset |= {"img_size": pretrained.img_size}
+        saved = saved | pretrained.shape | {"init": file}
+    fields = {**given(BASE), **preset, **saved, **wanted}
+    if fields["freeze"]:  # a block that does not learn is not regularised
+        fields["drop_path"] = wanted.get("drop_path", 0.0)
+    return fields
+
+
+def check_frozen(config: TrainConfig) -> None:
+    """Raise ValueError for what means nothing where the head alone learns."""
+    if not config.freeze:
+        return
+    if weights_file(config.init) is None:
+        raise ValueError("freeze is True; it must be False without a file in init: the features would be random")
+    for name, off in (("layer_decay", 1), ("drop_path", 0)):
+        if getattr(config, name) != off:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be {off} with freeze: only the head learns")
 
 
 def check_same(wanted: dict, saved: dict) -> None:
@@ -224,8 +261,8 @@ def saved_config(out: str | os.PathLike | None) -> TrainConfig:
 
 # field -> (smallest, largest) allowed value; None: LARGEST for a count, whatever is finite for another number
 RANGES = {
-    "val_share": (0, 0.9), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "lr_end": (0, 1),
-    "warmup": (0, 1),
+    "val_share": (0, 0.9), "train_share": (0.0001, 1), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None),
+    "lr_end": (0, 1), "layer_decay": (0.001, 1), "warmup": (0, 1),
     "weight_decay": (0, None), "beta2": (0, 0.9999999), "grad_clip": (0, None), "ema": (0, 0.9999999),
     "crop": (0, 256), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, LARGEST_SIDE),
     "jitter": (0, 1), "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, 1000), "cutmix": (0, 1000),

@@ -14,7 +14,7 @@ import torch
 from minivim.data import ImageData
 from minivim.files import named_when_full, occupied, unfinished, write_atomically
 from minivim.models import Backbone, checkpoints
-from minivim.train.recipes import CONFIG_FILE, FREE_ON_RESUME, STATE_FILE, TrainConfig, given, saved_config
+from minivim.train.recipes import BASE, CONFIG_FILE, FREE_ON_RESUME, STATE_FILE, TrainConfig, given, saved_config
 
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
 BEST_FILE, LAST_FILE = "best.safetensors", "last.safetensors"
@@ -97,7 +97,7 @@ class Run:
         except Exception as error:  # torch.load raises a dozen types, whose texts are advice for programmers
             raise self.unusable(f"it is not the state of a run: {type(error).__name__}") from error
         for name in sorted(theirs.keys() | self.identity.keys()):
-            now, then = self.identity.get(name), theirs.get(name)
+            now, then = self.identity.get(name), theirs.get(name, getattr(BASE, name, None))  # which is younger than it
             if now != then:
                 raise self.unusable(f"it is of another run, whose {name} is {then!r} instead of {now!r}")
         return state

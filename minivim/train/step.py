@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -28,13 +29,33 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float, end: float)
     return peak * (end + (1 - end) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def decay_groups(model: Backbone, weight_decay: float) -> list[dict]:
-    """AdamW's two groups: what decays, and what must not (A_log, D, biases, norms, embeddings), as the model says."""
-    spared = model.no_weight_decay()
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def layer_of(name: str, model: Backbone) -> int:
+    """A parameter's layer by timm's `group_matcher`: 0 the embedding, then the blocks, then last norm and head."""
+    matcher, depth = model.group_matcher(), len(model.blocks)
+    if re.match(matcher["stem"], name):
+        return 0
+    for pattern, order in matcher["blocks"]:
+        found = re.match(pattern, name)
+        if found:
+            return min(int(found[1]) if order is None else order[0], depth) + 1
+    return depth + 1
+
+
+def decay_groups(model: Backbone, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+    """AdamW's groups: what decays, then what must not (A_log, D, biases, norms, embeddings), as the model says.
+
+    With a layer_decay below 1 both are split by layer; lr_scale, layer_decay^(layers above), is what its learning rate
+    is a multiple of (BEiT, arXiv 2106.08254). Parameters that ask for no gradient are in none.
+    """
+    spared, top = model.no_weight_decay(), len(model.blocks) + 1
+    groups: dict[tuple, list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (name in spared, layer_decay ** (top - layer_of(name, model)))
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": [p for name, p in named if name not in spared], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name in spared], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if is_spared else weight_decay, "lr_scale": scale}
+        for (is_spared, scale), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

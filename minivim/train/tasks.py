@@ -11,15 +11,27 @@ from torch.utils.data import Subset
 from minivim.data import ImageData
 from minivim.data.augment import augment
 from minivim.data.images import LazyImages
-from minivim.models import Backbone, create_model
+from minivim.models import Backbone, checkpoints, create_model
 from minivim.preparation import Preparation
 from minivim.processes import Team
 from minivim.train.prediction import logits_of, score
+from minivim.train.pretrained import freeze_backbone, tuned_model, weights_file
 from minivim.train.recipes import TrainConfig
 
 
 def build_model(config: TrainConfig, data: ImageData) -> Backbone:
-    """The configuration's model for these images and classes."""
+    """The configuration's model for these images and classes, as training begins with it."""
+    return begin(config, data)[0]
+
+
+def begin(config: TrainConfig, data: ImageData) -> tuple[Backbone, str]:
+    """(the configuration's model, in words where its weights come from: "" for fresh ones)."""
+    file = weights_file(config.init)
+    return (fresh_model(config, data), "") if file is None else tuned_model(file, data, config.drop_path)
+
+
+def fresh_model(config: TrainConfig, data: ImageData) -> Backbone:
+    """A model with the seed's random weights."""
     sizes = ("patch_size", "embed_dim", "depth", "expand", "state_dim")
     names = (*sizes, "cls_token", "pos_embed", "directions", "scan_order", "init")
     overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -37,18 +49,31 @@ class Classification:
 
     def __init__(self, config: TrainConfig, data: ImageData, team: Team):
         self.config, self.data, self.team = config, data, team
+        self.origin = ""  # of the weights, in words
 
     def build_model(self) -> Backbone:
-        """A fresh model, on the team's device."""
-        return build_model(self.config, self.data).to(self.team.device)
+        """The model that training begins with, on the team's device."""
+        model, self.origin = begin(self.config, self.data)
+        return self._ready(model)
+
+    def rebuild_model(self, header: dict) -> Backbone:
+        """The model that a run's state describes, on the team's device; its weights are still to come."""
+        return self._ready(checkpoints.rebuild(header))
+
+    def _ready(self, model: Backbone) -> Backbone:
+        """Take over how images are prepared; what does not learn asks for no gradient."""
+        self.mean, self.std = tuple(model.preparation.mean), tuple(model.preparation.std)
+        if self.config.freeze:
+            freeze_backbone(model)
+        return model.to(self.team.device)
 
     def prepare(
         self, images: UInt8[Tensor, "B 3 H W"], labels: Int64[Tensor, " B"], generator: Generator
     ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B K"]]:
         """The augmented images and their targets, on the images' device."""
-        data = self.data
+        classes = len(self.data.classes)
         config: Any = self.config  # an Augmentation, but frozen, and a Protocol's attributes can be set
-        return augment(images, labels, len(data.classes), data.mean, data.std, config, generator)
+        return augment(images, labels, classes, self.mean, self.std, config, generator)
 
     def evaluate(self, model: Backbone, part: str) -> dict[str, float]:
         """Mean cross-entropy and accuracy on the images of a part, val or test; each process scores its share."""
@@ -60,7 +85,7 @@ class Classification:
         sums = torch.zeros(3, dtype=torch.float64)
         if len(rows):
             workers, bf16 = self.config.workers, self.config.bf16
-            logits = logits_of(model, share, data.mean, data.std, bf16=bf16, workers=workers)
+            logits = logits_of(model, share, self.mean, self.std, bf16=bf16, workers=workers)
             sums = score(logits, labels)
         loss, right, count = team.mean(sums).tolist()
         return {f"{part}_loss": loss / count, f"{part}_accuracy": right / count}

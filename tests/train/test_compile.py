@@ -74,12 +74,18 @@ CASES = {
     "one direction": ({"directions": 1, "scan_order": "snake"}, 1),
     "chunked": ({"backend": "chunked"}, 1),
     "deit": ({"model": "deit_tiny_patch4_32", "embed_dim": 48}, 1),
+    "the head alone": ({"freeze": True, "init": "old.safetensors"}, 1),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_first_step_compiles_one_graph_a_size_and_no_later_one_does(case, graphs, small_data, tmp_path):
+def test_the_first_step_compiles_one_graph_a_size_and_no_later_one_does(
+    case, graphs, small_data, tmp_path, monkeypatch
+):
     changes, count = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    old = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, patch_size=4)
+    checkpoints.save(old, "old.safetensors")
     config, made = small(tmp_path, epochs=2, **changes), []
     plain = train(config)
     assert graphs == []

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import minivim.train.loop as train_module
+from minivim import create_model
 from minivim.models import checkpoints
 from minivim.ops import implementations
 from minivim.processes import Team
@@ -28,18 +29,20 @@ pytest.importorskip("matplotlib")
 # field -> a value other than that of `COMMON`, which must change the weights
 CHANGES = {
     "preset": "shapes", "model": "deit_tiny_patch4_32", "seed": 1, "epochs": 4, "batch_size": 40, "lr": 1e-2,
-    "lr_end": 0.9, "warmup": 0.5, "weight_decay": 0.5, "beta2": 0.9, "grad_clip": 1e-3, "ema": 0.1, "bf16": True,
-    "crop": 2, "flip": 1.0, "rotate": 30.0, "zoom": 0.4, "shift": 2.0, "jitter": 0.8, "erase": 1.0, "smoothing": 0.5,
-    "mixup": 1.0, "cutmix": 1.0, "patch_size": 2, "embed_dim": 48, "depth": 2, "expand": 1, "state_dim": 4,
-    "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake", "init": "official",
-    "drop_path": 0.9,
+    "lr_end": 0.9, "layer_decay": 0.5, "warmup": 0.5, "weight_decay": 0.5, "beta2": 0.9, "grad_clip": 1e-3,
+    "ema": 0.1, "bf16": True, "crop": 2, "flip": 1.0, "rotate": 30.0, "zoom": 0.4, "shift": 2.0, "jitter": 0.8,
+    "erase": 1.0, "smoothing": 0.5, "mixup": 1.0, "cutmix": 1.0, "patch_size": 2, "embed_dim": 48, "depth": 2,
+    "expand": 1, "state_dim": 4, "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake",
+    "init": "official", "drop_path": 0.9,
 }  # fmt: skip
 # Where images come from, how it is computed, what is written: each has its test, test_FIELD_..., below.
 ELSEWHERE = {
-    "data", "val_share", "classes", "image_column", "label_column", "out", "resume",
+    "data", "val_share", "train_share", "classes", "image_column", "label_column", "out", "resume",
     "accumulate", "crop_scale", "img_size", "backend", "compile", "device", "threads",
     "workers", "eval_every", "save_seconds", "tensorboard", "progress",
 }  # fmt: skip
+# What only a run that starts from a file has.
+TUNED = {"freeze"}
 COMMON = {"epochs": 2, "depth": 1, "embed_dim": 24, "ema": 0.0, "flip": 0.0, "warmup": 0.0, "preset": "digits"}
 
 
@@ -69,14 +72,21 @@ def differ(found: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def test_every_field_is_in_one_of_the_tables_and_has_its_test():
-    assert {field.name for field in fields(TrainConfig)} == CHANGES.keys() | ELSEWHERE
-    assert not CHANGES.keys() & ELSEWHERE
+    assert {field.name for field in fields(TrainConfig)} == CHANGES.keys() | ELSEWHERE | TUNED
+    assert not CHANGES.keys() & ELSEWHERE and not TUNED & (CHANGES.keys() | ELSEWHERE)
     tests = [node.name for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
     assert [field for field in ELSEWHERE if not any(name.startswith(f"test_{field}_") for name in tests)] == []
 
 
 def test_the_same_configuration_gives_the_same_weights(tmp_path, common):
     assert not differ(take_steps(trainer_of(tmp_path)), common)
+
+
+def test_a_file_and_what_is_frozen_change_the_weights(tmp_path, common):
+    file = str(tmp_path / "old.safetensors")
+    checkpoints.save(create_model("vim_nano_patch2_8", embed_dim=24, depth=1, patch_size=4), file)
+    started = take_steps(trainer_of(tmp_path, init=file))
+    assert differ(started, common) and differ(take_steps(trainer_of(tmp_path, init=file, freeze=True)), started)
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -109,6 +119,12 @@ def test_val_share_is_cut_from_the_training_images(run):
         labels = result.data.val_labels
         assert (len(result.data.train_labels), labels if labels is None else len(labels)) == counts
         assert ("val_accuracy" in result.history[-1]) == (share > 0)
+
+
+def test_train_share_is_kept_of_the_training_images(run):
+    for share, count in ((1.0, 48), (0.5, 24)):
+        data = run(train_share=share, val_share=0.0).data
+        assert (len(data.train_labels), len(data.test_labels)) == (count, 12)
 
 
 def test_classes_are_the_first_ones_or_those_of_a_file(run, tmp_path):

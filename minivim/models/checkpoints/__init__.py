@@ -2,11 +2,22 @@
 
 from minivim.models.checkpoints.either import load_any, load_weights
 from minivim.models.checkpoints.official import load_official, official_name, to_official
-from minivim.models.checkpoints.own import CLASSES, METADATA_KEY, load, load_extra, load_with_extra, read_file, save
+from minivim.models.checkpoints.own import (
+    CLASSES,
+    METADATA_KEY,
+    header_of,
+    load,
+    load_extra,
+    load_with_extra,
+    read_file,
+    rebuild,
+    save,
+)
 
 __all__ = [
     "CLASSES",
     "METADATA_KEY",
+    "header_of",
     "load",
     "load_any",
     "load_extra",
@@ -15,6 +26,7 @@ __all__ = [
     "load_with_extra",
     "official_name",
     "read_file",
+    "rebuild",
     "save",
     "to_official",
 ]

@@ -67,6 +67,14 @@ def own_state(model: Backbone) -> dict[str, Tensor]:
     return state
 
 
+def header_of(model: Backbone, extra: Mapping | None = None) -> dict:
+    """What stands beside the weights: class, configuration, preparation of the images, `extra`. `rebuild` undoes it."""
+    known = {} if model.preparation is None else asdict(model.preparation)
+    extra = known | dict(extra or {})
+    _preparation(extra, model.config)  # raises now rather than when the file is loaded
+    return {"model": type(model).__name__, "config": asdict(model.config), "extra": extra}
+
+
 def save(model: nn.Module, path: str | Path, extra: Mapping | None = None) -> None:
     """Write the weights as safetensors, atomically, with the configuration (and `extra`, plain JSON) as metadata.
 
@@ -74,10 +82,7 @@ def save(model: nn.Module, path: str | Path, extra: Mapping | None = None) -> No
     """
     model = unwrap(model)
     tensors = {name: tensor.contiguous() for name, tensor in own_state(model).items()}
-    known = {} if model.preparation is None else asdict(model.preparation)
-    extra = known | dict(extra or {})
-    _preparation(extra, model.config)  # raises now rather than when the file is loaded
-    header = {"model": type(model).__name__, "config": asdict(model.config), "extra": extra}
+    header = header_of(model, extra)
     safetensors = require("safetensors.torch", "train")
     write_atomically(path, safetensors.save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
 
@@ -113,6 +118,15 @@ def from_header(tensors: Mapping[str, Tensor], header: dict, path: str | Path) -
     model = empty_model(model_class, config, source)
     model.preparation = preparation
     return fill(model, tensors), _extra(header, path)
+
+
+def rebuild(header: dict) -> Backbone:
+    """A model with fresh weights as a header describes it. Raises ValueError for one that `header_of` has not made."""
+    model_class, config = _description(header)
+    preparation = _preparation(header["extra"], config)
+    model = model_class(config)
+    model.preparation = preparation
+    return model
 
 
 def describe(header: dict, path: str | Path) -> tuple[type[Backbone], BackboneConfig, Preparation | None]:
