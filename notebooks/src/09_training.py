@@ -308,7 +308,8 @@ print("steps of each run:", [len(log["loss"]) for log in logs.values()])
 # **Predict** the two curves of each, training loss and validation loss, before you run the cell.
 
 # %%
-few = replace(data, train_images=data.train_images[:128], train_labels=data.train_labels[:128])
+first = {"train_images": data.train_images[:128], "train_labels": data.train_labels[:128]}
+few = replace(data, **first)
 plain = {"rotate": 0.0, "zoom": 0.0, "shift": 0.0, "smoothing": 0.0}
 sick = {
     "A: few images": (replace(config, epochs=60, **plain), few),
@@ -466,7 +467,8 @@ figure, axis = plt.subplots(figsize=(8, 2.9))
 for height, dtype in enumerate(formats.values()):
     info = torch.finfo(dtype)
     colour = COLOURS[("red", "blue", "grey")[height]]
-    axis.barh(height, math.log10(info.max / info.tiny), 0.5, math.log10(info.tiny), color=colour)
+    low, high = math.log10(info.tiny), math.log10(info.max)
+    axis.barh(height, high - low, 0.5, low, color=colour)
 marks = {"Adam's ε": 1e-8, "(1e-5) squared": 1e-10, "output of a scan": 1.4e6}
 for place, (name, value) in enumerate(marks.items()):
     axis.axvline(math.log10(value), color="black", linestyle=":", linewidth=1)
@@ -550,7 +552,7 @@ assert abs(kept[0, -1, 0] - math.exp(-1.5)) < 0.01
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.9))
 axis.plot(loop_in(torch.bfloat16, 0.001), color=COLOURS["red"], label="state in bfloat16")
-axis.plot(kept[0, 1:, 0].float(), color=COLOURS["blue"], label="state in float32, rest bfloat16")
+axis.plot(kept[0, 1:, 0].float(), color=COLOURS["blue"], label="state in float32")
 exact = [math.exp(-0.001 * (t + 1)) for t in range(1500)]
 axis.plot(exact, "k:", label="exact")
 axis.set(xlabel="tokens since the input", ylabel="state", ylim=(0, 1.1))
@@ -576,7 +578,7 @@ for name, dtype in formats.items():
     gradient = torch.tensor([1e-5, 0.0]).to(dtype)
     square, epsilon = gradient * gradient, torch.tensor(1e-8).to(dtype)
     step = gradient / (square.sqrt() + epsilon)
-    print(f"{name:>8}: a gradient of 1e-5 moves by {step[0]:.2f}, one of 0 by {step[1]:.2f}")
+    print(f"{name:>8}: gradient 1e-5 moves by {step[0]:.2f}, 0 by {step[1]:.2f}")
     assert (name == "float16") == bool(step.isnan()[1])
 
 # %% [markdown]
@@ -650,7 +652,8 @@ delta, A = torch.full_like(u, 0.05), -torch.ones(1, 16)
 for name, dtype in formats.items():
     y = selective_scan(*(x.to(dtype) for x in (u, delta)), A, B.to(dtype), C.to(dtype))
     gate = F.silu(torch.tensor(-20.0)).to(dtype)
-    print(f"{name:>8}: y = {y[0, -1, 0].item():.2g}, closed gate: {(y * gate)[0, -1, 0]:.2g}")
+    last = y[0, -1, 0]
+    print(f"{name:>8}: y = {last:.2g}, times a closed gate: {last * gate:.2g}")
     assert bool(y.isinf().any()) == (name == "float16")
 
 # %% [markdown]
@@ -703,7 +706,7 @@ print(
     "fastest of 16 states, first and last frame:",
     [f"{rates_after(s)[-1]:.3g}" for s in (0, 5)],
 )
-flipbook(draw_rates, strengths, "Sixteen decay rates that weight decay pulls together to one")
+flipbook(draw_rates, strengths, "Sixteen decay rates that weight decay pulls to one")
 
 # %% [markdown]
 # **What to see.** Left: the 16 rates; grey where they started. Right: what each state keeps of an input, for
@@ -760,7 +763,8 @@ for model, groups in zip(decayed.values(), (decay_groups, one_group), strict=Tru
 # %%
 def mean_rates(model):
     """-A, (N,): the mean over channels, blocks and directions."""
-    found = [p.detach().exp() for name, p in model.named_parameters() if name.endswith("A_log")]
+    named = model.named_parameters()
+    found = [p.detach().exp() for name, p in named if name.endswith("A_log")]
     return torch.cat(found).mean(0)
 
 
@@ -826,7 +830,8 @@ check("09.5", may_decay)
 for name, model in models.items():
     decays, spared = (group["params"] for group in decay_groups(model, 0.05))
     share = sum(p.numel() for p in decays) / sum(p.numel() for p in model.parameters())
-    print(f"{name}: {len(decays)} tensors decay, {len(spared)} do not; {share:.0%} of the numbers")
+    print(f"{name}: {len(decays)} tensors decay, {len(spared)} do not,", end=" ")
+    print(f"{share:.0%} of the numbers")
     assert min(p.dim() for p in decays) >= 2
 
 # %% [markdown]
@@ -848,7 +853,8 @@ for name, model in models.items():
 
 # %%
 repository = Path(minivim.__file__).parents[1]
-stored = json.loads((repository / "docs" / "measurements" / "09_ablations.json").read_text())
+measurements = repository / "docs" / "measurements"
+stored = json.loads((measurements / "09_ablations.json").read_text())
 accuracies = {}
 for run in stored["runs"]:
     accuracies.setdefault(run["name"], []).append(run["test_accuracy"])
@@ -917,7 +923,8 @@ def judged(name):
 
 # %%
 baseline = 100 * torch.tensor(accuracies["baseline"])
-print(f"baseline: {baseline.mean():.1f} %, runs from {baseline.min():.1f} to {baseline.max():.1f}")
+low, high = baseline.aminmax()
+print(f"baseline: {baseline.mean():.1f} %, runs from {low:.1f} to {high:.1f}")
 for name in list(accuracies)[1:]:
     difference, error, clear = judged(name)
     word = "clear" if clear else "within noise"
@@ -952,10 +959,10 @@ names = dict(zip(paper, (*names, "class token: both ends", "baseline"), strict=T
 ours = {kind: [100 * value for value in accuracies[name]] for kind, name in names.items()}
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9))
 axes[0].plot(list(paper), list(paper.values()), "s", color=COLOURS["blue"])
-axes[0].set(title="paper, ImageNet: one number each", xlabel="class token", ylabel="top-1, %")
+axes[0].set(title="paper: one number each", xlabel="class token", ylabel="top-1, %")
 for kind, values in ours.items():
     axes[1].plot([kind] * 3, values, "o", color=COLOURS["orange"])
-axes[1].set(title="digits: three runs each", xlabel="class token", ylabel="test accuracy, %")
+axes[1].set(title="digits: three runs each", xlabel="class token", ylabel="test, %")
 show(
     figure,
     "Five ways to read off the class: the paper's five numbers, and our fifteen runs",
@@ -1065,7 +1072,8 @@ def draw_window(figure, place):
     image = large.train_images[4, 0]
     left.imshow(image, cmap="gray_r")
     y, x = place
-    left.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 8, 8, fill=False, edgecolor="red", lw=2))
+    corner = (x - 0.5, y - 0.5)
+    left.add_patch(plt.Rectangle(corner, 8, 8, fill=False, edgecolor="red", lw=2))
     right.imshow(image[y : y + 8, x : x + 8], cmap="gray_r", vmin=0, vmax=255)
     for axis, title in ((left, "28 x 28"), (right, "what training sees")):
         axis.set(xlabel="pixel", ylabel="pixel", title=title)
@@ -1190,7 +1198,8 @@ figure, axis = plt.subplots(figsize=(8, 3.2))
 axis.semilogy(range(len(largest)), list(largest.values()), "o-", color=COLOURS["blue"])
 axis.axhline(65504, color=COLOURS["red"], linestyle="--", label="largest float16")
 axis.set(xlabel="layer", ylabel="largest output", xticks=range(len(largest)))
-axis.set_xticklabels([name.removeprefix("blocks.") for name in largest], rotation=90, fontsize=6)
+names = [name.removeprefix("blocks.") for name in largest]
+axis.set_xticklabels(names, rotation=90, fontsize=6)
 axis.legend()
 show(figure, "Largest output of each layer, and the largest number that float16 holds")
 print("layers above it:", sum(value > 65504 for value in largest.values()))
