@@ -35,6 +35,7 @@ SETTINGS = {
 }  # fmt: skip
 KINDS = {"kill": -signal.SIGKILL, "stop": 128 + signal.SIGTERM, "fill": errno.ENOSPC}  # and what the process ends with
 MISSING_ANOTHER = 2
+TOO_LATE = -signal.SIGTERM  # how a stopped process ends that has saved its last step and only draws its curves
 context = multiprocessing.get_context("forkserver")  # imports everything once, so that its processes start fast
 context.set_forkserver_preload(
     ["minivim.train.loop", "torch._dynamo", "safetensors.torch", "matplotlib.figure", "sklearn.datasets", "tqdm.auto"]
@@ -112,21 +113,29 @@ def disturb(kind: str, disk: Path, process) -> None:
         (disk / "others").write_bytes(bytes(max(0, found.f_bavail * found.f_frsize - 4096)))
 
 
-def one(kind: str, disk: Path, size: int, seconds: float, moments: random.Random) -> int:
+def check_codes(kind: str, codes: list[int], finished: bool) -> None:
+    """AssertionError unless a run that was disturbed so may end so; in the last moments others may have ended already.
+
+    `finished`: whether the last step is in its state.
+    """
+    own = {KINDS[kind], TOO_LATE} if kind == "stop" and finished else {KINDS[kind]}
+    assert own & set(codes) and set(codes) <= own | {MISSING_ANOTHER, 0}, (kind, codes)
+
+
+def one(kind: str, disk: Path, size: int, expected: dict, moments: random.Random) -> int:
     """A run, disturbed and resumed; the step to which its state was saved, -1 if it was too fast."""
     run = disk / "run"
     processes = start(run, size)
     while not (run / "state.pt").exists() and processes[0].is_alive():
         time.sleep(0.001)
-    time.sleep(moments.uniform(0, 0.8 * seconds))
+    time.sleep(moments.uniform(0, 0.8 * expected["seconds"]))
     disturb(kind, disk, moments.choice(processes))
     codes = end(processes)
     if not any(codes):
         return -1
-    # In the last moments another process may have ended already.
-    assert KINDS[kind] in codes and set(codes) <= {KINDS[kind], MISSING_ANOTHER, 0}, (kind, codes)
     (disk / "others").unlink(missing_ok=True)
     step = state_of(run)["step"]
+    check_codes(kind, codes, finished=step == expected["step"])
     codes = end(start(run, size, resume=True))
     assert not any(codes), codes
     return step
@@ -147,7 +156,7 @@ def main(count: int, seed: int = 0) -> Counter:
             expected = left_alone[size]
             disk = Path(tempfile.mkdtemp(dir=place))
             with small_disk(disk) if kind == "fill" else nullcontext():
-                step = one(kind, disk, size, expected["seconds"], moments)
+                step = one(kind, disk, size, expected, moments)
                 if step >= 0:
                     assert same(untimed(state_of(disk / "run")), untimed(expected))
                     met[f"{kind}, {size}"] += 1

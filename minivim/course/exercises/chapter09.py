@@ -356,9 +356,9 @@ def first_overflow(answer: Callable) -> None:
     half = 65504.0
     runs = [
         ([{"block 0": 3.0, "block 1": 900.0, "head": 8.0}, {"block 0": 3.1, "block 1": INFINITY, "head": 7e4}], half),
-        ([{"embed": 2.0, "scan": 1.0}, {"embed": NAN, "scan": NAN}, {"embed": INFINITY, "scan": NAN}], half),
+        ([{"embed": 2.0}, {"embed": NAN, "z": NAN}, {"embed": NAN, "z": NAN}, {"embed": INFINITY, "z": NAN}], half),
         ([{"embed": 2.0, "scan": 1.0}, {"embed": 2.0, "scan": 5.0}], half),
-        ([{"scan": 7e4, "z": 2.0}, {"scan": 1.0, "z": INFINITY}], half),  # float32 would hold 7e4
+        ([{"scan": 7e4, "z": 2.0}, {"scan": 1.0, "z": INFINITY, "head": NAN}], half),  # float32 would hold 7e4
         ([{"scan": 7e4, "z": 2.0}, {"scan": 9e4, "z": INFINITY}], 3.38e38),
         ([{"scan": 65504.0, "z": 2.0}, {"scan": 65505.0, "z": 3.0}], half),  # the largest itself fits
         ([{"b": 1.0, "a": 2.0, "c": 1.0}, {"b": 7e4, "a": 8e4, "c": 9e4}], half),  # layers in their own order
