@@ -119,7 +119,7 @@ images, targets = prepare(config, data, rows, step=0)
 validation = normalise(data.val_images, data.mean, data.std)
 print("batch:", tuple(images.shape), " targets:", tuple(targets.shape))
 for name, some in {"training": images, "validation": validation}.items():
-    print(f"{name}: mean {some.mean():.1f}, spread {some.std():.1f}")
+    print(f"{name}: mean {some.mean().abs():.1f}, spread {some.std():.1f}")
 assert (targets.argmax(1) == data.train_labels[rows]).all()
 
 # %%
@@ -138,7 +138,8 @@ print("labels:", data.train_labels[:8].tolist())
 # %% [markdown]
 # **What to see.** Above, eight images and their labels. Below, what training sees of them: turned by up to 10 degrees,
 # sized by up to 10 %, moved by up to 0.7 pixels. Four things to check, each time: the picture is still recognisable;
-# the label fits; there are as many classes as you think; training and validation images have the same mean and spread.
+# the label fits; there are as many classes as you think; training and validation images have about the
+# same mean and spread. (0.8 against 1.0 here: turning an image of 8 x 8 pixels blurs it, and leaves less contrast.)
 #
 # Now the loop. One step, then all of them. The learning rate rises in the first tenth of the steps (**warm-up**), and
 # falls along half a cosine.
@@ -218,15 +219,17 @@ assert equal and len(log["loss"]) == 20
 # *Core.*
 #
 # Vim, and beside it **DeiT**, the Transformer that the paper compares with: attention in place of scans. Both are about
-# equally large, see the same images in the same order, and have the same recipe. Run the cell and watch.
+# equally large and see the same images in the same order. DeiT learns more slowly here, so it gets twice the
+# epochs, and twice the learning rate (the better of the two that we tried at this length). Run the cell and watch.
 
 # %%
-deit = replace(config, model="deit_tiny_patch4_32", patch_size=2, embed_dim=36)
+deit = replace(config, model="deit_tiny_patch4_32", patch_size=2, embed_dim=33)
+deit = replace(deit, epochs=20, lr=1e-2)
 configs = {"Vim": config, "DeiT": deit}
 models = {name: fresh(each) for name, each in configs.items()}
 sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 print(", ".join(f"{name}: {size:,} parameters" for name, size in sizes.items()))
-assert abs(sizes["DeiT"] / sizes["Vim"] - 1) < 0.15
+assert abs(sizes["DeiT"] / sizes["Vim"] - 1) < 0.05
 
 # %%
 logs = {}
@@ -258,7 +261,9 @@ screen = display(display_id=True)
 
 
 def watch(log):
-    """Draw all curves anew in the same place."""
+    """Draw all curves anew in the same place, after every other epoch."""
+    if len(log["val_loss"]) % 2:
+        return
     figure = plt.figure(figsize=(8, 4.4))
     draw_logs(figure, logs | {name: log})
     screen.update(figure)
@@ -271,9 +276,9 @@ for name, model in models.items():
 # %%
 pictures, labels = data.test_images, data.test_labels
 tests = {name: score(model, pictures, labels)[1] for name, model in models.items()}
-for name, right in tests.items():
-    print(f"{name}: at least 93 % of the test images right: {right > 0.93}")
-assert min(tests.values()) > 0.93
+for name, least in (("Vim", 0.9), ("DeiT", 0.7)):
+    print(f"{name}: at least {least:.0%} of the test images right: {tests[name] >= least}")
+    assert tests[name] >= least
 
 # %%
 figure = plt.figure(figsize=(8, 4.6))
@@ -286,14 +291,15 @@ print("steps of each run:", [len(log["loss"]) for log in logs.values()])
 # %% [markdown]
 # **What to see.** Four curves that every run should keep.
 # - **Loss.** It starts at 2.3, falls fast, then slowly. It shivers, because each step sees 64 other images.
-# - **Gradient norm,** before clipping. It peaks early and stays of order one. A run that is about to break shows it
-#   here first.
+# - **Gradient norm,** before clipping. It wanders between 0.5 and 5. A run that is about to break shows it here first.
 # - **Learning rate.** Up in the first tenth, down along a cosine. The last gains come while it falls.
-# - **Validation accuracy.** Both models learn. Which one is better? Section 6 says what it takes to answer.
+# - **Validation accuracy.** Vim has 90 % after a few hundred steps. DeiT spends the first hundreds near guessing, and
+#   ends lower after 400.
 #
-# Two models of this size, on images of 64 pixels, from one seed each: this picture says that both train. It says
-# nothing about Vim against DeiT on photographs. There the paper has 76.1 % for Vim-Tiny and 72.2 % for DeiT-Tiny
-# (ImageNet, arXiv 2401.09417, version 3, Table 1).
+# Is Vim better, then? On this task, at this size and length, from one seed each, it was. We tried DeiT at three
+# rates, at two widths and with a larger start, and found nothing that caught up in 200 steps. That is no verdict on
+# photographs: a Transformer is known to want many images or much augmentation, and here are 1,295 of 64 pixels. On
+# ImageNet the paper has 76.1 % for Vim-Tiny and 72.2 % for DeiT-Tiny (arXiv 2401.09417, version 3, Table 1).
 
 # %% [markdown]
 # ## 3. How a run is read
@@ -303,18 +309,19 @@ print("steps of each run:", [len(log["loss"]) for log in logs.values()])
 # Now three runs that are not well, beside the one that is. Same model, same images.
 # - **A:** 128 training images only, shown 60 times, not augmented.
 # - **B:** the learning rate is 5e-5, a hundredth.
-# - **C:** the learning rate is 0.5, without warm-up and without clipping.
+# - **C:** the learning rate is 3, without warm-up and without clipping.
 #
 # **Predict** the two curves of each, training loss and validation loss, before you run the cell.
 
 # %%
 first = {"train_images": data.train_images[:128], "train_labels": data.train_labels[:128]}
 few = replace(data, **first)
+bare = {"warmup": 0.0, "grad_clip": 0.0}
 plain = {"rotate": 0.0, "zoom": 0.0, "shift": 0.0, "smoothing": 0.0}
 sick = {
     "A: few images": (replace(config, epochs=60, **plain), few),
-    "B: rate too small": (replace(config, lr=5e-5), data),
-    "C: rate too large": (replace(config, lr=0.5, warmup=0.0, grad_clip=0.0), data),
+    "B: rate too small": (replace(config, lr=5e-5, epochs=6), data),
+    "C: rate too large": (replace(config, lr=3.0, epochs=6, **bare), data),
 }
 
 # %%
@@ -336,26 +343,28 @@ for axis, (name, log) in zip(axes, runs.items(), strict=True):
     epochs = range(1, len(log["val_loss"]) + 1)
     axis.plot(epochs, by_epoch(log), color=COLOURS["blue"], label="training")
     axis.plot(epochs, log["val_loss"], "--", color=COLOURS["red"], label="validation")
+    axis.set_ylim(0, 3)
     axis.axhline(math.log(10), color=COLOURS["grey"], linestyle=":", label="guess")
     axis.set(xlabel="epoch", ylabel="loss", title=name)
 axes[0].legend(fontsize=8)
 show(figure, "Training and validation loss of a healthy run and of three sick ones")
 last = {name: (by_epoch(log)[-1].item(), log["val_loss"][-1]) for name, log in runs.items()}
 print("A, training loss below 0.1:", last["A: few images"][0] < 0.1)
-print("B, at the end still above 1.5:", last["B: rate too small"][1] > 1.5)
-print("C, at the end above 0.9 log 10:", last["C: rate too large"][0] > 0.9 * math.log(10))
+print("B, at the end still above 2:", last["B: rate too small"][1] > 2)
+stuck = last["C: rate too large"][0] > 0.9 * math.log(10)
+print("C, at the end above 0.9 log 10:", stuck)
 lowest = min(runs["A: few images"]["val_loss"])
-assert last["A: few images"][0] < 0.1 < lowest and last["B: rate too small"][1] > 1.5
+assert last["A: few images"][0] < 0.1 < lowest and last["B: rate too small"][1] > 2 and stuck
 
 # %% [markdown]
 # **What to see.**
 # - **Healthy:** both fall together. (The training loss stays *above* the validation loss: its images are augmented
 #   and its targets smoothed, so its task is harder.)
-# - **A, overfitting:** the training loss goes to 0, the validation loss stops falling far above it. The model knows
-#   the images by heart.
-# - **B, underfitting:** both still fall when the run ends. It is too short, or too timid.
-# - **C, not learning:** the first steps were so large that nothing was left to learn with. The loss stays where
-#   guessing is.
+# - **A, overfitting:** the training loss goes to 0, the validation loss turns, and ends half as high again as it had
+#   been. The model knows the images by heart.
+# - **B, underfitting:** both fall, and so slowly that the run ends near the top. It is too short, or too timid.
+# - **C, not learning:** the first step threw the weights so far that the loss of the second was 109 (outside the
+#   picture). Nothing is left to learn with; the loss comes back to where guessing is, and stays.
 #
 # Words need limits. These are ours; each loss is one of an epoch, and the rules are asked in this order:
 #
@@ -398,6 +407,41 @@ def diagnose(train, val, K):
 
 # %%
 check("09.1", diagnose)
+
+# %% [markdown]
+# **Spikes.** Between "healthy" and C there is a band in which the loss leaps up and comes back, or does not. Two usual
+# remedies are warm-up and clipping. Do they cure it? A rate of 0.1, without and with both; and a rate of 0.01 without
+# either:
+
+# %%
+trials = {
+    "rate 0.1": replace(config, lr=0.1, epochs=4, **bare),
+    "rate 0.1, warm-up, clipping": replace(config, lr=0.1, epochs=4, warmup=0.25),
+    "rate 0.01": replace(config, lr=0.01, epochs=4, **bare),
+}
+spikes = {name: fit(fresh(trial), trial, data) for name, trial in trials.items()}
+highest = {name: max(log["loss"]) for name, log in spikes.items()}
+print("above 3 at some step:", [name for name, loss in highest.items() if loss > 3])
+assert highest["rate 0.1"] > 3 > highest["rate 0.01"]
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9))
+for (name, log), colour in zip(spikes.items(), ("red", "orange", "blue"), strict=True):
+    axes[0].plot(log["loss"], color=COLOURS[colour], label=name)
+    axes[1].plot(log["norm"], color=COLOURS[colour])
+axes[0].set(xlabel="step", ylabel="training loss")
+axes[1].set(xlabel="step", ylabel="gradient norm")
+axes[0].legend(fontsize=8)
+show(figure, "Loss and gradient norm of three trainings; with the rate 0.1 the loss leaps up")
+print("steps:", len(spikes["rate 0.01"]["loss"]))
+
+# %% [markdown]
+# **What to see.** With the rate 0.1 the loss leaps above its start in the third step (orange-red). With warm-up and
+# clipping it leaps later, when the rate has risen, and less high; and the run ends better (orange-yellow). With a
+# tenth of the rate (blue) there is nothing to cure, although it has neither warm-up nor clipping. So look at the rate
+# first. Why does clipping help so little? AdamW divides the gradient by its own usual size. A gradient that is
+# *always* ten times too large changes nothing; only one that is *suddenly* large does, and that is what clipping is
+# for.
 
 # %% [markdown]
 # **Where a loss must start and where it must end.** A model that knows nothing gives each of K classes 1/K. Its
@@ -469,13 +513,12 @@ for height, dtype in enumerate(formats.values()):
     colour = COLOURS[("red", "blue", "grey")[height]]
     low, high = math.log10(info.tiny), math.log10(info.max)
     axis.barh(height, high - low, 0.5, low, color=colour)
-marks = {"Adam's ε": 1e-8, "(1e-5) squared": 1e-10, "output of a scan": 1.4e6}
-for place, (name, value) in enumerate(marks.items()):
-    axis.axvline(math.log10(value), color="black", linestyle=":", linewidth=1)
-    side = {"ha": "left" if value > 1 else "right", "va": "center", "fontsize": 8}
-    x = math.log10(value)
-    axis.text(x + math.copysign(0.5, x), 2.75 + 0.5 * place, name, **side)
-axis.set(xlabel="power of ten", ylabel="format", yticks=range(3), ylim=(-0.5, 4.2))
+marks = {"Adam's ε": (-8, 1), "(1e-5) squared": (-10, -1), "output of a scan": (6.15, 1)}
+for place, (name, (x, side)) in enumerate(marks.items()):
+    axis.axvline(x, color="black", linestyle=":", linewidth=1)
+    way = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8}
+    axis.text(x + 0.6 * side, (2.75, 3.35, 3.35)[place], name, **way)
+axis.set(xlabel="power of ten", ylabel="format", yticks=range(3), ylim=(-0.5, 3.8))
 axis.set_yticklabels(formats)
 show(figure, "Ranges of three formats: float16 is short, bfloat16 as wide as float32")
 print("decades: float16", 9, " bfloat16", 76)
@@ -524,7 +567,7 @@ decay = torch.exp(torch.tensor(-0.001))
 for name, dtype in formats.items():
     kept = decay.to(dtype).item()
     half = f"{math.log(0.5) / math.log(kept):.0f} tokens" if kept < 1 else "never"
-    print(f"{name:>8}: keeps {kept:.3f}, half of it is gone after: {half}")
+    print(f"{name:>8}: keeps {kept:.3g}, half of it is gone after: {half}")
 assert decay.to(torch.bfloat16) == 1
 
 
@@ -640,7 +683,35 @@ assert near < 0.05
 
 # %% [markdown]
 # **What to see.** float16 (with dots) has one finite loss; after the first step of AdamW all is NaN. Mixed (dashes)
-# follows float32 (grey). bfloat16 throughout does not break, but TODOBF16.
+# follows float32 (grey). bfloat16 throughout does not break either, and in these 60 steps with a
+# large rate it learns as well. Its weakness comes later, when the rate falls:
+
+
+# %%
+def moved(dtype, rate):
+    """The share of a model's numbers that the first step of AdamW changes."""
+    model = fresh(config).to(dtype)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    images, targets = prepare(config, data, rows, step=0)
+    compute_gradients(model, images.to(dtype), targets)
+    optimizer.step()
+    pairs = zip(model.parameters(), before, strict=True)
+    return torch.cat([(p != old).flatten() for p, old in pairs]).float().mean().item()
+
+
+# %%
+shares = {}
+for rate in (5e-3, 5e-5):
+    for name in ("float32", "bfloat16"):
+        shares[name, rate] = moved(formats[name], rate)
+        print(f"rate {rate}, weights in {name}: {shares[name, rate]:.0%} of them move")
+assert shares["bfloat16", 5e-5] < 0.5 < shares["float32", 5e-5]
+
+# %% [markdown]
+# At a rate of 0.005 nine weights of ten move, in bfloat16 too. At 0.00005, where a cosine ends, most weights in
+# bfloat16 stand still: the step is smaller than half the gap to the next number. So the *weights* stay in float32,
+# and only the products are made in bfloat16.
 #
 # **The last trap: the output.** With a state in float32, can the scan still overflow? Its output goes back to the
 # type of u.
@@ -651,13 +722,13 @@ B = C = torch.full((1, 200, 16), 10.0)
 delta, A = torch.full_like(u, 0.05), -torch.ones(1, 16)
 for name, dtype in formats.items():
     y = selective_scan(*(x.to(dtype) for x in (u, delta)), A, B.to(dtype), C.to(dtype))
-    gate = F.silu(torch.tensor(-20.0)).to(dtype)
+    gate = F.silu(torch.tensor(-30.0)).to(dtype)
     last = y[0, -1, 0]
     print(f"{name:>8}: y = {last:.2g}, times a closed gate: {last * gate:.2g}")
     assert bool(y.isinf().any()) == (name == "float16")
 
 # %% [markdown]
-# TODOOVERFLOW 16 states, each near 10 * 50 = 500, read with C = 10, make 80,000: too much for float16. A gate that is
+# 16 states, each near 10 * 50 = 500, read with C = 10, make 80,000: too much for float16. A gate that is
 # closed multiplies this by 0, and infinity times 0 is NaN. So: **bfloat16, not float16; parameters, state and
 # residual stream in float32.** (float16 can be made to work on GPUs by scaling the loss, which helps gradients that
 # are too small and does nothing for outputs that are too large.)
@@ -1016,7 +1087,7 @@ def prepare_case(config, data, rows, step):
 case = fit(model := fresh(config), config, data, prepare=prepare_case)
 right = score(model, data.test_images, data.test_labels)[1]
 print("labels of both sets equal:", torch.equal(large.train_labels, data.train_labels))
-print("healthy run, test accuracy above 93 %:", tests["Vim"] > 0.93)
+print("healthy run, test accuracy above 90 %:", tests["Vim"] > 0.9)
 print("the case, test accuracy below 50 %:", right < 0.5)
 assert right < 0.5
 
@@ -1033,12 +1104,12 @@ show(
     figure,
     "Training loss and validation accuracy: healthy, and a case that hardly learns",
 )
-print(f"training loss of the case at the end above 1.2: {by_epoch(case)[-1].item() > 1.2}")
+print(f"training loss of the case at the end above 2: {by_epoch(case)[-1].item() > 2}")
 
 # %% [markdown]
-# **What to see.** The case learns something, and stops far too early. Its training loss stays high, so it is no
-# overfitting. A larger learning rate? More epochs? A larger model? Whoever guesses may try for a week. **Think first:**
-# what do you look at?
+# **What to see.** The case hardly learns. Its training loss stays near that of guessing, so it is no overfitting. A
+# larger learning rate? More epochs? A larger model? Whoever guesses may try for a week. **Think first:** what do you
+# look at?
 #
 # <details><summary>The answer, if you want it before the picture</summary>
 #
@@ -1106,8 +1177,8 @@ def prepare_mended(config, data, rows, step):
 # %%
 fit(model := fresh(config), config, data, prepare=prepare_mended)
 mended = score(model, data.test_images, data.test_labels)[1]
-print("mended, test accuracy above 90 %:", mended > 0.9)
-assert mended > 0.9 > right
+print("mended, test accuracy above 80 %:", mended > 0.8)
+assert mended > 0.8 > right
 
 # %% [markdown]
 # ### Exercise 09.7 · What does training see?
@@ -1176,7 +1247,7 @@ def watched(model):
         return hook
 
     for name, module in model.named_modules():
-        if not any(module.children()):
+        if not any(module.children()) or name.endswith("_ssm"):
             module.register_forward_hook(note(name))
     return largest
 
@@ -1192,6 +1263,7 @@ with torch.no_grad():
 print("layers watched:", len(largest))
 first = next(name for name, value in largest.items() if value > 65504)
 print("first above the largest number of float16:", first)
+assert first == "blocks.1.mixer.forward_ssm" and largest["head"] < 100
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 3.2))
@@ -1205,7 +1277,10 @@ show(figure, "Largest output of each layer, and the largest number that float16 
 print("layers above it:", sum(value > 65504 for value in largest.values()))
 
 # %% [markdown]
-# **What to see.** TODOHOOKS
+# **What to see.** The layer that we spoilt puts out 20,000: large, and still a number of float16. The scan behind it
+# puts out $10^{18}$. Why so much? It multiplies $\Delta$, B, u and C, and then the gate; B, C, u and the gate all grow
+# with the layer's output, so the scan grows with its fourth power. And the last norm divides it all away: the logits on
+# the right look innocent. Without the hooks nobody would know where to look; in float16 the same model gives NaN.
 #
 # ### Exercise 09.8 · The first bad number
 #
