@@ -308,7 +308,7 @@ print("steps of each run:", [len(log["loss"]) for log in logs.values()])
 #
 # Now three runs that are not well, beside the one that is. Same model, same images.
 # - **A:** 128 training images only, shown 60 times, not augmented.
-# - **B:** the learning rate is 5e-5, a hundredth.
+# - **B:** three epochs only, with a rate of 0.001 that does not fall.
 # - **C:** the learning rate is 3, without warm-up and without clipping.
 #
 # **Predict** the two curves of each, training loss and validation loss, before you run the cell.
@@ -320,7 +320,7 @@ bare = {"warmup": 0.0, "grad_clip": 0.0}
 plain = {"rotate": 0.0, "zoom": 0.0, "shift": 0.0, "smoothing": 0.0}
 sick = {
     "A: few images": (replace(config, epochs=60, **plain), few),
-    "B: rate too small": (replace(config, lr=5e-5, epochs=6), data),
+    "B: too short": (replace(config, lr=1e-3, lr_end=1.0, epochs=3), data),
     "C: rate too large": (replace(config, lr=3.0, epochs=6, **bare), data),
 }
 
@@ -350,11 +350,13 @@ axes[0].legend(fontsize=8)
 show(figure, "Training and validation loss of a healthy run and of three sick ones")
 last = {name: (by_epoch(log)[-1].item(), log["val_loss"][-1]) for name, log in runs.items()}
 print("A, training loss below 0.1:", last["A: few images"][0] < 0.1)
-print("B, at the end still above 2:", last["B: rate too small"][1] > 2)
+falling = runs["B: too short"]["val_loss"]
+print("B, the last epoch brought more than 5 %:", falling[-1] < 0.95 * falling[-2])
 stuck = last["C: rate too large"][0] > 0.9 * math.log(10)
 print("C, at the end above 0.9 log 10:", stuck)
 lowest = min(runs["A: few images"]["val_loss"])
-assert last["A: few images"][0] < 0.1 < lowest and last["B: rate too small"][1] > 2 and stuck
+assert last["A: few images"][0] < 0.1 < lowest
+assert falling[-1] < 0.95 * falling[-2] and stuck
 
 # %% [markdown]
 # **What to see.**
@@ -362,7 +364,7 @@ assert last["A: few images"][0] < 0.1 < lowest and last["B: rate too small"][1] 
 #   and its targets smoothed, so its task is harder.)
 # - **A, overfitting:** the training loss goes to 0, the validation loss turns, and ends half as high again as it had
 #   been. The model knows the images by heart.
-# - **B, underfitting:** both fall, and so slowly that the run ends near the top. It is too short, or too timid.
+# - **B, underfitting:** both still fall when the run ends. It is too short, or too timid.
 # - **C, not learning:** the first step threw the weights so far that the loss of the second was 109 (outside the
 #   picture). Nothing is left to learn with; the loss comes back to where guessing is, and stays.
 #
@@ -432,7 +434,7 @@ for (name, log), colour in zip(spikes.items(), ("red", "orange", "blue"), strict
 axes[0].set(xlabel="step", ylabel="training loss")
 axes[1].set(xlabel="step", ylabel="gradient norm")
 axes[0].legend(fontsize=8)
-show(figure, "Loss and gradient norm of three trainings; with the rate 0.1 the loss leaps up")
+show(figure, "Loss and gradient norm of three trainings; at the rate 0.1 the loss leaps")
 print("steps:", len(spikes["rate 0.01"]["loss"]))
 
 # %% [markdown]
@@ -1160,8 +1162,8 @@ flipbook(draw_window, places, "A window of 8 x 8 pixels jumps over a digit of 28
 # picture: at the size of the picture itself, after a margin of some pixels was put around it.
 #
 # This is a true story. A public repository trains Vim on CIFAR-10 (32 x 32 pixels) with `Resize(224)`,
-# `RandomCrop(32)`, `Resize(224)`, and tests on the whole image (GitHub, pprp/Vision-Mamba-CIFAR10, datasets.py, as it
-# stood in 2024). Its users report 24 % and 30 %, and ask what is wrong with Vim.
+# `RandomCrop(32)`, `Resize(224)`, and tests on the whole image (GitHub, pprp/Vision-Mamba-CIFAR10, datasets.py, as we
+# read it). Its users report 24 % and 30 %, and ask what is wrong with Vim.
 #
 # The cure: a margin of one pixel, and a crop of 8 of 10.
 
