@@ -276,7 +276,7 @@ for name, model in models.items():
 # %%
 pictures, labels = data.test_images, data.test_labels
 tests = {name: score(model, pictures, labels)[1] for name, model in models.items()}
-for name, least in (("Vim", 0.9), ("DeiT", 0.7)):
+for name, least in (("Vim", 0.9), ("DeiT", 0.5)):
     print(f"{name}: at least {least:.0%} of the test images right: {tests[name] >= least}")
     assert tests[name] >= least
 
@@ -291,7 +291,8 @@ print("steps of each run:", [len(log["loss"]) for log in logs.values()])
 # %% [markdown]
 # **What to see.** Four curves that every run should keep.
 # - **Loss.** It starts at 2.3, falls fast, then slowly. It shivers, because each step sees 64 other images.
-# - **Gradient norm,** before clipping. It wanders between 0.5 and 5. A run that is about to break shows it here first.
+# - **Gradient norm,** before clipping. It is mostly between 0.5 and 5, with peaks. A run that is about to break shows
+#   it here first.
 # - **Learning rate.** Up in the first tenth, down along a cosine. The last gains come while it falls.
 # - **Validation accuracy.** Vim has 90 % after a few hundred steps. DeiT spends the first hundreds near guessing, and
 #   ends lower after 400.
@@ -862,8 +863,8 @@ assert fastest["all decay"] < 0.75 * fastest["A_log spared"]
 
 # %% [markdown]
 # **What to see.** Spared, A stays near its start (blue): training moves it little. With decay it follows the dotted
-# line: the gradient hardly resists. What does it cost? Section 6 has the numbers, and on digits of 64 tokens they are
-# small. The rule is kept all the same, because nothing is gained by breaking it: a decay should pull towards "no
+# line: the gradient hardly resists. What does it cost? Section 6 has the numbers: on digits, nothing that can be
+# seen. The rule is kept all the same, because nothing is gained by breaking it: a decay should pull towards "no
 # effect", and A = -1 is not that.
 #
 # What else should not decay? Biases, and the gains of norms, which are no products of many inputs; $D$, whose start is
@@ -921,7 +922,8 @@ for name, model in models.items():
 #
 # `minivim train --data digits --patch-size 1 --embed-dim 32 --depth 2 --epochs 15 --lr 8e-3 --pos-embed False --seed 0`
 #
-# All of them are `python docs/measurements/09_ablations.py 3`, TODOMINUTES of one thread; the results are stored.
+# All of them are `python docs/measurements/09_ablations.py 3`, 24 minutes of one thread of a shared machine; the
+# results are stored.
 # **Predict first:** which of the fourteen changes will hurt, and by how many points? Write three of them down.
 
 # %%
@@ -1018,7 +1020,24 @@ clear = [name for name in list(accuracies)[1:] if judged(name)[2]]
 print("clear differences:", len(clear), "of", len(accuracies) - 1)
 
 # %% [markdown]
-# **What to see.** TODOABLATION
+# **What to see.** The grey band is the baseline's own range. Red: clear. Blue: within noise, by our rule.
+# - **One direction** costs 19 points when the class token stands in the middle: half of the image is hidden from it
+#   ([chapter 08](08_vision_mamba.ipynb)). With the mean of all tokens nothing is hidden, and the loss is within noise.
+# - **Official init** costs 6 points, clearly. In [chapter 08](08_vision_mamba.ipynb), section 12, the same change
+#   cost 2, with overlapping runs. (There all training images were used, and none kept for validation.) The sign
+#   agrees; the size is not known.
+# - **Snake, N = 4:** no difference. **N = 1:** 2 points, within noise. On this task one state nearly does the work of
+#   16. So it is no wonder that decay on $A_{log}$, which makes the 16 alike, costs nothing that can be seen.
+# - **Columns** are "clear" by a hair, 3.1 errors. Remember the fourteen comparisons.
+
+# %% [markdown]
+# **"Within noise" is not "no effect".** Look at the class token in front: 90, 81 and 65 %. Each of the three is below
+# each run of the baseline. Still (9.4) says: within noise. The spread is so large that three runs cannot say *how
+# much* is lost. Its training losses are high, too: these runs have not finished learning. What to do is clear from
+# (9.4): more seeds. With twelve, the error would be half as large. The same holds for the position embedding: 7
+# points, 2.5 errors.
+#
+# And "clear" is not "important", and not "true elsewhere": this is one small model, on small images, after 15 epochs.
 #
 # ### What the middle token buys
 #
@@ -1045,11 +1064,14 @@ print("best in the paper:", max(paper, key=paper.get))
 print("middle against mean in the paper: +2.2 points")
 
 # %% [markdown]
-# **What to see.** TODOMIDDLE
+# **What to see.** Left, the paper: the middle is 0.9 points above the front and 2.2 above the mean. Right, digits:
+# the maximum over all tokens is best, by 1.9 points, clearly; then the middle and the mean, which cannot be told
+# apart; both ends; and the front last. In one point both agree: the middle is better than the front. In the rest they
+# do not. So what does the middle token buy? In the paper's model 2.2 points over the mean; in ours nothing that three
+# runs can show. A design that is best on ImageNet, after 300 epochs, need not be best on your images.
 #
-# Left, the paper: the middle is 0.9 points above the front and 2.2 above the mean. The paper gives one number for each
-# design and no spread, so (9.4) cannot be computed from it. (On 50,000 test images, chance in *which* images are tested
-# is about 0.2 points; chance between seeds is not in the table.)
+# The paper gives one number for each design and no spread, so (9.4) cannot be computed from it. (On 50,000 test images,
+# chance in *which* images are tested is about 0.2 points; chance between seeds is not in the table.)
 
 # %% [markdown]
 # ## 7. A run that does not learn
