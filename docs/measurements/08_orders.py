@@ -5,9 +5,6 @@
 Chapter 08 draws the result. Each run takes about 20 seconds of one CPU thread.
 """
 
-import datetime
-import json
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from trainings import measure
 
 from minivim.models.mamba import SelectiveSSM
 from minivim.models.vim import VimMixer
@@ -88,31 +86,6 @@ def record(name: str, seed: int) -> dict:
     }
 
 
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def main(seeds: int) -> None:
-    """Run what is missing, seed by seed, and write after each run."""
-    runs = json.loads(OUT.read_text())["runs"] if OUT.exists() else []
-    done = {(each["name"], each["seed"]) for each in runs}
-    for seed in range(seeds):
-        for name in EXPERIMENTS:
-            if (name, seed) not in done:
-                runs.append(record(name, seed))
-                page = {
-                    "machine": f"{processor()}, one thread",
-                    "command": f"python docs/measurements/08_orders.py {seeds}",
-                    "date": datetime.date.today().isoformat(),
-                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                    "settings": COMMON,
-                    "runs": runs,
-                }
-                OUT.write_text(json.dumps(page, indent=1) + "\n")
-                print(name, seed, runs[-1]["accuracy"], flush=True)
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    measure(OUT, f"python docs/measurements/08_orders.py {seeds}", COMMON, EXPERIMENTS, seeds, record)

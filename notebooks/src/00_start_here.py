@@ -407,7 +407,7 @@ check("00.1", one_step)
 # | 06 | [Scans](06_scans.ipynb) | parallel scans, and the backward pass by hand | 81, 99 |
 # | 07 | [Kernels](07_kernels.ipynb) | the scan, fast, on CPU and GPU | 75, 90 |
 # | 08 | [Vision Mamba](08_vision_mamba.ipynb) | the whole Vim, equal to the official one | 86, 97 |
-# | 09 | Training | ablations, NaNs and their cure, CIFAR-10 | to come |
+# | 09 | [Training](09_training.ipynb) | a loop, a diagnosis, ablations, NaNs and their cure | 85, 110 |
 # | 10 | Vim against DeiT | speed and memory on your machine | to come |
 # | 11 | Looking inside | what the model attends to | to come |
 #
@@ -431,6 +431,11 @@ check("00.1", one_step)
 # | a class token in the middle sees half of the image | 08, sections 5 and 8 |
 # | a recurrence knows positions, so needs no embedding | 08, sections 3 and 11 |
 # | the convolution must be causal, in images too; causal means shifted by one | 07, section 14; 08, section 10 |
+# | a good training ends with the loss 0 | 09, section 3 |
+# | half precision is half precision: float16 or bfloat16 | 09, section 4 |
+# | weight decay is good for all weights | 09, section 5 |
+# | the better of two runs is the better model | 09, section 6 |
+# | a low accuracy means a bad model | 09, section 7 |
 #
 # ## 9. Where Vim wins, and where it loses
 #

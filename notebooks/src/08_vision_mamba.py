@@ -20,7 +20,8 @@
 # **Time.** 86 minutes for the core, 97 with everything; all cells together run for about 35 seconds on two CPU
 # cores.
 #
-# **Links.** Previous: [07 · Kernels](07_kernels.ipynb). Map of the course: [00 · Start here](00_start_here.ipynb).
+# **Links.** Previous: [07 · Kernels](07_kernels.ipynb). Next: [09 · Training](09_training.ipynb). Map of the course:
+# [00 · Start here](00_start_here.ipynb).
 
 # %%
 import copy
@@ -1561,7 +1562,8 @@ assert torch.equal(grid[0, :, 5, 0], features[0, 101])  # patch 100, behind the 
 # | official names | `minivim/models/checkpoints/official.py`: `load_official`, `to_official` |
 # | the scan and the convolution | `minivim/ops/`, fast in `kernels/` |
 #
-# **Links.** Previous: [07 · Kernels](07_kernels.ipynb). Map of the course: [00 · Start here](00_start_here.ipynb).
+# **Links.** Previous: [07 · Kernels](07_kernels.ipynb). Next: [09 · Training](09_training.ipynb). Map of the course:
+# [00 · Start here](00_start_here.ipynb).
 #
 # ## Further reading
 #
