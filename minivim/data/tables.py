@@ -38,8 +38,7 @@ class ImageColumn(Sequence):
     def encoded(self, index: int) -> memoryview | None:
         """The bytes of an image as they lie in the table, not copied; None where the table has only a path."""
         found = self.values[index]
-        if hasattr(found, "keys"):  # a record, which may be null
-            found = found["bytes"] if found.is_valid else found
+        found = found["bytes"] if hasattr(found, "keys") else found  # of a record; null if that is null
         return memoryview(found.as_buffer()) if found.is_valid else None
 
 

@@ -162,6 +162,7 @@ def left_out():
         yield Case(f"a class of {name}", all_of_it, "'dog' holds no image that can be read")
     yield Case("an empty class", also(tree, lambda folder: (folder / "eel").mkdir()), "'eel' holds no image")
     yield Case("a loose image", also(tree, flat), CUT, says="3 images outside the sub-folders")
+    yield Case("a class named like an image", made_by(tree, ("cat.png", "dog")), CUT, classes=("cat.png", "dog"))
     yield Case("a README", also(tree, lambda folder: put(folder / "README.md", b"x")), CUT)
     yield Case("nothing", lambda folder: None, "holds no images")
     yield Case("images only", flat, "holds no images")
@@ -232,6 +233,7 @@ def labels():
     for name, test in (("minus one", [-1] * 10), ("null", pa.array([None] * 10, pa.int64()))):
         yield Case(f"test labels {name}", made_by(labels_only, [3, 5] * 5, test), CUT, "10 test images are", ("3", "5"))
         yield Case(f"named test labels {name}", made_by(labels_only, [0, 1] * 5, test, pets), CUT, "10 test images are")
+    yield Case("minus one among others in test", made_by(labels_only, [0, 1] * 5, [0, -1] * 5), "'-1' in its test rows")
     yield Case("one null in test", made_by(labels_only, [0, 1] * 5, [0, None] * 5), "5 of 10 test rows have no label")
     yield Case("a new class in test", made_by(labels_only, [0, 1] * 5, [0, 2] * 5), "holds '2' in its test rows")
 

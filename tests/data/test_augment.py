@@ -179,6 +179,14 @@ def test_boxes_have_the_share_they_should_when_inside():
     assert torch.equal(rows * columns, masks.sum((1, 2)))  # each is one rectangle
 
 
+def test_boxes_are_as_likely_at_one_border_as_at_the_other():
+    masks = box_masks(torch.full((20000,), 1 / 16), torch.ones(20000), 8, 8, generator())  # of two pixels by two
+    rows, columns = masks.mean((0, 2)), masks.mean((0, 1))
+    for profile in (rows, columns):
+        assert torch.allclose(profile, profile.flip(0), atol=0.005)
+        assert profile[0].item() == pytest.approx(0.75 * profile[3].item(), rel=0.05)  # where a part is clipped
+
+
 def test_erase_zeroes_one_box_in_the_given_share_of_images():
     images = torch.ones(400, 3, 20, 20)
     erased = random_erase(images, 0.25, generator())
@@ -258,6 +266,14 @@ def test_augment_does_what_the_configuration_says():
                    {"erase": 1.0}, {"mixup": 1.0}, {"cutmix": 1.0}):  # fmt: skip
         assert not torch.equal(run(**change)[0], nothing), change
     assert run(smoothing=0.3)[1].max() == pytest.approx(0.75)
+
+
+def test_what_is_erased_becomes_the_mean_and_not_black():
+    plain = dict.fromkeys(["flip", "rotate", "zoom", "shift", "jitter", "smoothing", "mixup", "cutmix"], 0.0)
+    config = resolve(TrainConfig(data="digits", **plain, crop=0, erase=1.0))
+    images, labels = torch.full((20, 3, 32, 32), 200, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)
+    out, _ = augment(images, labels, 2, (0.5,) * 3, (0.25,) * 3, config, generator())
+    assert out.unique().tolist() == [0.0, pytest.approx((200 / 255 - 0.5) / 0.25)]
 
 
 def test_with_both_mixtures_on_each_gets_about_half_of_the_batches():

@@ -112,6 +112,16 @@ def test_what_is_read_of_a_large_set_is_bounded(tmp_path, monkeypatch):
     assert len(read) == 4 + 10
 
 
+def test_files_of_one_size_are_told_apart_by_their_middle_before_they_are_read(tmp_path, monkeypatch):
+    for part, first in (("train", 0), ("test", 12)):  # 12 to 19 are in both
+        for number, record in enumerate(records(range(first, first + 20))):
+            put(tmp_path / part / ("cat", "dog")[number % 2] / f"{number}.bmp", record["bytes"])
+    original, opened = duplicates.encoded, []
+    monkeypatch.setattr(duplicates, "encoded", lambda items, row: opened.append(row) or original(items, row))
+    assert notices(tmp_path) == [sentence(8, 20)]
+    assert len(opened) == 20 + 20 + 8
+
+
 @pytest.mark.parametrize("count, most", [(0, 4), (1, 4), (4, 4), (5, 4), (1000, 64), (64, 1)])
 def test_some_rows_are_evenly_spaced_and_no_more_than_asked_for(count, most):
     rows = list(spaced(count, most))

@@ -104,6 +104,53 @@ def test_a_very_long_image_takes_little_memory():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_of_a_very_long_image_the_centre_is_kept(wide):
+    pixels = np.zeros((1, 65000, 3), dtype=np.uint8)
+    pixels[:, 32500:] = 255
+    pixels = pixels if wide else pixels.transpose(1, 0, 2)
+    found = np.asarray(fit(Image.fromarray(np.ascontiguousarray(pixels)), 224))[..., 0].astype(float)
+    found = found if wide else found.T
+    assert (np.diff(found, axis=1) >= 0).all() and (found == found[0]).all()
+    assert found[0, 0] < 50 and found[0, -1] > 205 and found.mean() == pytest.approx(127.5, abs=2)
+
+
+class Blank:
+    """An image that only notes what is cut out of it."""
+
+    def __init__(self, width: int, height: int):
+        self.width, self.height, self.boxes = width, height, []
+
+    def resize(self, size, resample, box):
+        self.boxes.append(box)
+        return size
+
+
+def test_random_crops_reach_every_size_aspect_and_place():
+    """From a quarter of the area to all of it, aspects from 3/4 to 4/3 (1409.4842, section 6), up to every border."""
+    image = Blank(4000, 3000)
+    for seed in range(4000):
+        assert random_resized_crop(image, (5, 7), 0.25, random.Random(seed)) == (7, 5)
+    left, top, right, bottom = np.array(image.boxes).T
+    width, height = right - left, bottom - top
+    area, aspect = width * height / 12e6, width / height
+    assert 0.2499 < area.min() < 0.26 and 0.97 < area.max() <= 1
+    assert 0.7495 < aspect.min() < 0.76 and 1.32 < aspect.max() < 1.3345
+    for start, end, side in ((left, right, 4000), (top, bottom, 3000)):
+        assert 0 <= start.min() < 0.01 * side and 0.99 * side < end.max() <= side
+        assert start.max() > 0.4 * side and end.min() < 0.6 * side
+
+
+def test_what_is_a_little_below_black_is_black_and_more_is_no_brightness():
+    """As interpolation leaves it; the whole scale is that of the largest value."""
+    values = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    values[0, 0] = -0.005
+    assert np.asarray(to_rgb(Image.fromarray(values))).min() == 0
+    values[0, 0] = -0.5
+    with pytest.raises(ValueError, match="no brightness is negative"):
+        to_rgb(Image.fromarray(values))
+
+
 def test_every_crop_has_random_numbers_of_its_own(tmp_path, monkeypatch):
     picture((0, 0, 0)).save(tmp_path / "black.png")
     drawn = []

@@ -182,12 +182,20 @@ def test_train_and_test_folders(tmp_path, test_name):
     assert len(loaded.train_labels) == 9 and len(loaded.test_labels) == 6
 
 
-def test_images_of_several_sizes_are_resized_when_asked(tmp_path):
+@pytest.mark.parametrize("other", [(9, 30), (20, 30), (9, 10)])
+def test_images_of_several_sizes_are_resized_when_asked(tmp_path, other):
     class_tree(tmp_path / "a", classes={"x": (1, 2, 3)}, size=(20, 10))
-    class_tree(tmp_path / "a", classes={"y": (3, 2, 1)}, size=(9, 30))
+    class_tree(tmp_path / "a", classes={"y": (3, 2, 1)}, size=other)
     with pytest.raises(ValueError, match="img_size is None but the images differ in size"):
         load_data(str(tmp_path / "a"))
     assert load_data(str(tmp_path / "a"), img_size=6).train_images.shape == (8, 3, 6, 6)
+
+
+def test_test_images_get_the_size_of_the_training_images(tmp_path):
+    class_tree(tmp_path / "train", count=3)
+    class_tree(tmp_path / "test", count=2, size=(20, 26))
+    loaded = load_data(str(tmp_path))
+    assert loaded.train_images.shape[2:] == loaded.test_images.shape[2:] == (12, 12)
 
 
 def test_sets_too_large_for_memory_are_decoded_lazily_and_alike(tmp_path, monkeypatch):

@@ -62,6 +62,8 @@ def test_every_epoch_sees_each_image_once_in_another_order():
     first, second = epoch_batches(103, 10, 0, 0), epoch_batches(103, 10, 0, 1)
     assert first.shape == (10, 10) and len(first.unique()) == 100
     assert not torch.equal(first, second)
+    orders = {epoch_batches(103, 10, seed, epoch).numpy().tobytes() for seed in range(3) for epoch in range(5)}
+    assert len(orders) == 15
     assert torch.equal(first, epoch_batches(103, 10, 0, 0))
     assert not torch.equal(first, epoch_batches(103, 10, 1, 0))
     shares = [epoch_batches(103, 10, 0, 0, rank, 2) for rank in range(2)]

@@ -13,8 +13,10 @@ import torch
 import minivim.train.loop as train_module
 from minivim.data import ImageData
 from minivim.data.images import LazyImages
+from minivim.models import checkpoints
 from minivim.train.loop import train
 from minivim.train.recipes import TrainConfig, resolve
+from minivim.train.tasks import Classification
 from tests.train.small_runs import cut_after, records_of, same, small, small_bundle, tensors_of
 
 pytest.importorskip("safetensors")
@@ -65,6 +67,20 @@ def test_a_cut_run_resumes_bit_for_bit(small_data, tmp_path, monkeypatch, cut):
     for name, tensor in tensors_of(tmp_path / "whole").items():
         assert torch.equal(tensor, tensors_of(tmp_path / "cut")[name]), name
     assert [r["train_loss"] for r in whole.history] == [r["train_loss"] for r in cut_run.history]
+
+
+def test_the_best_epoch_is_remembered_by_a_resumed_run(small_data, tmp_path, monkeypatch):
+    scores, original = iter([0.9, 0.5, 0.4]), Classification.evaluate
+
+    def evaluate(self, model, part):
+        return original(self, model, part) | ({"val_accuracy": next(scores)} if part == "val" else {})
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        cut_after(patch, 10)
+        train(small(tmp_path, save_seconds=0.0))
+    assert train(small(tmp_path, resume=True)).history[-1]["best_epoch"] == 1
+    assert checkpoints.load_extra(tmp_path / "run" / "best.safetensors")["step"] == 8
 
 
 def train_on_stripes(config: TrainConfig) -> None:
