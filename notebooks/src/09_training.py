@@ -200,11 +200,13 @@ def fresh(config):
     return build_model(config, data).train()
 
 
-# %%
+# %% tags=["nbval-ignore-output"]
 with tempfile.TemporaryDirectory() as folder:
     package = train(replace(config, epochs=1, out=f"{folder}/run")).model
 ours = fresh(config)
 log = fit(ours, replace(config, epochs=1), data)
+
+# %%
 pairs = zip(ours.parameters(), package.parameters(), strict=True)
 equal = all(torch.equal(one, other) for one, other in pairs)
 print("after one epoch, all weights equal bit by bit:", equal)
@@ -325,7 +327,7 @@ sick = {
     "C: rate too large": (replace(config, lr=3.0, epochs=6, **bare), data),
 }
 
-# %%
+# %% tags=["nbval-ignore-output"]
 runs = {"healthy": logs["Vim"]}
 for name, (changed, images) in sick.items():
     runs[name] = fit(fresh(changed), changed, images)
@@ -416,13 +418,15 @@ check("09.1", diagnose)
 # remedies are warm-up and clipping. Do they cure it? A rate of 0.1, without and with both; and a rate of 0.01 without
 # either:
 
-# %%
+# %% tags=["nbval-ignore-output"]
 trials = {
     "rate 0.1": replace(config, lr=0.1, epochs=4, **bare),
     "rate 0.1, warm-up, clipping": replace(config, lr=0.1, epochs=4, warmup=0.25),
     "rate 0.01": replace(config, lr=0.01, epochs=4, **bare),
 }
 spikes = {name: fit(fresh(trial), trial, data) for name, trial in trials.items()}
+
+# %%
 highest = {name: max(log["loss"]) for name, log in spikes.items()}
 print("above 3 at some step:", [name for name, loss in highest.items() if loss > 3])
 assert highest["rate 0.1"] > 3 > highest["rate 0.01"]
@@ -820,7 +824,7 @@ check("09.4", decayed_rates)
 # But a gradient acts too. Does it hold A against the decay? We train twice with a strong decay of 1: once as
 # `decay_groups` says, which spares $A_{log}$, and once with everything in one group.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 strong = replace(config, weight_decay=1.0)
 decayed = {"A_log spared": fresh(strong), "all decay": fresh(strong)}
 
@@ -1107,8 +1111,10 @@ def prepare_case(config, data, rows, step):
     return normalise(images, data.mean, data.std), one_hot(data.train_labels[rows], 10)
 
 
-# %%
+# %% tags=["nbval-ignore-output"]
 case = fit(model := fresh(config), config, data, prepare=prepare_case)
+
+# %%
 right = score(model, data.test_images, data.test_labels)[1]
 print("labels of both sets equal:", torch.equal(large.train_labels, data.train_labels))
 print("healthy run, test accuracy above 90 %:", tests["Vim"] > 0.9)
@@ -1198,8 +1204,10 @@ def prepare_mended(config, data, rows, step):
     return normalise(images, data.mean, data.std), one_hot(data.train_labels[rows], 10)
 
 
+# %% tags=["nbval-ignore-output"]
+_ = fit(model := fresh(config), config, data, prepare=prepare_mended)
+
 # %%
-fit(model := fresh(config), config, data, prepare=prepare_mended)
 mended = score(model, data.test_images, data.test_labels)[1]
 print("mended, test accuracy above 80 %:", mended > 0.8)
 assert mended > 0.8 > right
