@@ -6,10 +6,6 @@ import pytest
 import torch
 from minivim.kernels import operators
 
-from minivim.ops import add_rms_norm, available_backends, causal_conv_silu, selective_scan
-
-numba_only = pytest.mark.skipif("numba" not in available_backends("cpu"), reason="needs numba")
-
 
 class OnSecondGPU(torch.Tensor):
     """A tensor that says it lies on cuda:1."""
@@ -18,22 +14,12 @@ class OnSecondGPU(torch.Tensor):
     device = torch.device("cuda", 1)
 
 
-def scan(x):
-    B = torch.ones(2, 5, 4)
-    return selective_scan(x, x, -torch.ones(6, 4), B, B, backend="numba")
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
 
 
-def convolution(x):
-    return causal_conv_silu(x, torch.ones(6, 4), torch.ones(6), backend="numba")
-
-
-def norm(x):
-    return add_rms_norm(x, x, torch.ones(6), backend="numba")[0]
-
-
-@numba_only
-@pytest.mark.parametrize("call", [scan, convolution, norm])
-def test_forward_and_backward_are_guarded(call, monkeypatch):
+@pytest.mark.parametrize(("backend", "is_guarded"), [("triton", True), ("numba", False)])
+def test_forward_and_backward_are_guarded_where_a_gpu_may_run_them(backend, is_guarded, monkeypatch):
     guarded = []
 
     @contextmanager
@@ -43,11 +29,18 @@ def test_forward_and_backward_are_guarded(call, monkeypatch):
         guarded.append("leave")
 
     monkeypatch.setattr(operators, "guard", note)
-    x = torch.ones(2, 5, 6, requires_grad=True)
-    y = call(x)
-    assert guarded == ["enter", "leave"]
-    y.sum().backward()
-    assert guarded == ["enter", "leave"] * 2
+    double = operators.operator(f"double_{backend}", backend)(twice)
+    operators.differentiate(
+        double, lambda ctx, inputs, output: None, lambda ctx, saved, dy: operators.entry(double, (dy,))(dy)
+    )
+    x = torch.ones(2, requires_grad=True)
+    for each in (operators.entry(double, (x,), gradient=True), double):  # without the dispatcher, and with it
+        guarded.clear()
+        y = each(x)
+        assert guarded == ["enter", "leave"] * is_guarded
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert guarded == ["enter", "leave"] * 2 * is_guarded
+        assert gradient.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("wrap", [lambda x: (x, 3), lambda x: (None, x), lambda x: ([x, x], None)])

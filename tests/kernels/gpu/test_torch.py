@@ -4,6 +4,7 @@ In the interpreter on a CPU; on the device where there is a GPU.
 """
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1 before Triton's first import", allow_module_level=True)
 
 import torch.distributed as dist  # noqa: E402 (after the skip)
+from minivim.kernels import operators  # noqa: E402 (after the skip)
 from minivim.kernels.gpu.conv.launch import conv  # noqa: E402
 from minivim.kernels.gpu.scan import launch as scan_gpu  # noqa: E402
 from minivim.kernels.gpu.scan.launch import scan  # noqa: E402
@@ -89,6 +91,15 @@ def test_opcheck(name):
     """PyTorch's own test of an operator: schema, fake implementation, gradient, and all of it while compiling."""
     operator, arguments = OPERATORS[name]
     torch.library.opcheck(operator, arguments())
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_launches_are_guarded(name, monkeypatch):
+    operator, arguments = OPERATORS[name]
+    guarded = []
+    monkeypatch.setattr(operators, "guard", lambda tensors: nullcontext(guarded.append(tensors)))
+    operator.plain(*arguments())
+    assert len(guarded) == 1
 
 
 def test_compiled_in_one_graph(unchecked):
