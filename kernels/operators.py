@@ -28,12 +28,8 @@ def check_states(A: Tensor, backend: str) -> None:
 
 def in_memory(arguments: Sequence) -> list:
     """Tensors as their memory holds them: a kernel reads addresses, which know of no pending minus sign."""
-    return [
-        (x.resolve_neg() if x.is_neg() else x)
-        if isinstance(x, Tensor)
-        else (in_memory(x) if isinstance(x, (list, tuple)) else x)
-        for x in arguments
-    ]
+    found = [x.resolve_neg() if isinstance(x, Tensor) and x.is_neg() else x for x in arguments]
+    return [in_memory(x) if isinstance(x, (list, tuple)) else x for x in found]
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +46,6 @@ def guard(arguments: Sequence):
 
 def operator(name: str, backend: str) -> Callable:
     """Register a function as a PyTorch operator `minivim::name`; `plain` is the function without the dispatcher."""
-
     device = DEVICES[backend]
 
     def register(function: Callable):

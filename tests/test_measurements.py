@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minivim import create_model
-from minivim.train import TrainConfig, resolve
+from minivim.train import TrainConfig, decay_groups, resolve
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
 
@@ -61,11 +61,22 @@ def test_variants_can_be_trained_and_differ_from_the_baseline():
 def test_the_last_variant_adds_a_log_and_nothing_else_to_what_decays():
     model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decays, spared = (
-        {names[id(p)] for p in group["params"]} for group in script("09_ablations").everything_decays(model, 0.5)
-    )
+    with script("09_ablations").decay_of_a_log():
+        decays, spared = ({names[id(p)] for p in group["params"]} for group in decay_groups(model, 0.5))
     assert spared | decays == set(names.values())
     assert model.no_weight_decay() - spared == {n for n in names.values() if n.endswith("A_log")}
+
+
+def test_the_last_variant_is_trained_and_ends_with_slower_rates(monkeypatch):
+    for package in ("safetensors", "matplotlib", "sklearn"):
+        pytest.importorskip(package)
+    module = script("09_ablations")
+    sizes = {"patch_size": 4, "embed_dim": 16, "depth": 1, "epochs": 2}
+    monkeypatch.setattr(module, "COMMON", module.COMMON | sizes)
+    spared, decayed = (
+        module.record(name, 0)["decay_rates"] for name in ("weight decay 1", "weight decay 1, A_log too")
+    )
+    assert decayed[-1] < spared[-1] - 0.5
 
 
 def test_measuring_keeps_what_is_there_and_adds_what_is_missing(tmp_path):

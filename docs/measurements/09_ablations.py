@@ -8,13 +8,14 @@ variant, in which weight decay reaches A_log too: no flag does that.
 
 import sys
 import tempfile
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from unittest import mock
 
 from torch import nn
 from trainings import measure
 
+from minivim import VisionMamba
 from minivim.train import TrainConfig, train
 
 OUT = Path(__file__).with_suffix(".json")
@@ -38,14 +39,14 @@ EXPERIMENTS: dict[str, dict] = {
 }
 
 
-def everything_decays(model: nn.Module, weight_decay: float) -> list[dict]:
-    """`decay_groups` with A_log among what decays."""
-    spared = {name for name in model.no_weight_decay() if not name.endswith("A_log")}
-    named = list(model.named_parameters())
-    return [
-        {"params": [p for name, p in named if name not in spared], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name in spared], "weight_decay": 0.0},
-    ]
+def decay_of_a_log() -> AbstractContextManager:
+    """Inside, weight decay spares what it always does, but for A_log."""
+    usual = VisionMamba.no_weight_decay
+
+    def without(model: VisionMamba) -> set[str]:
+        return {name for name in usual(model) if not name.endswith("A_log")}
+
+    return mock.patch.object(VisionMamba, "no_weight_decay", without)
 
 
 def decay_rates(model: nn.Module) -> list[float]:
@@ -57,8 +58,7 @@ def decay_rates(model: nn.Module) -> list[float]:
 def record(name: str, seed: int) -> dict:
     """What is kept of one run: losses and accuracies, epoch by epoch, the test's at the end, and the decay rates."""
     changes = EXPERIMENTS[name]
-    decaying = mock.patch("minivim.train.loop.decay_groups", everything_decays)
-    with tempfile.TemporaryDirectory() as folder, decaying if "A_log" in name else nullcontext():
+    with tempfile.TemporaryDirectory() as folder, decay_of_a_log() if "A_log" in name else nullcontext():
         config = TrainConfig(**COMMON, **changes, seed=seed, out=f"{folder}/run", progress=False)
         result = train(config)
     history = result.history

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import torch
 
-
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+from minivim.bench.measure import device_name
 
 
 def measure(
@@ -27,7 +23,7 @@ def measure(
     for name, seed in [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in done]:
         runs.append(record(name, seed))
         page = {
-            "machine": f"{processor()}, one thread",
+            "machine": f"{device_name('cpu')}, one thread",
             "command": command,
             "date": datetime.date.today().isoformat(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

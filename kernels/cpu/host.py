@@ -11,6 +11,7 @@ from minivim.kernels.cpu.compile import address
 from minivim.kernels.cpu.lanes import LANES
 from minivim.kernels.cpu.records import Header, pack, pack_walk
 from minivim.kernels.cpu.threads import launch
+from minivim.kernels.operators import cast
 from torch import Tensor
 
 SLABS = 8  # parts of the batch: tasks enough for many cores, few partial sums over the batch
@@ -32,8 +33,7 @@ def groups_of(channels: int) -> int:
 
 def rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in `dtype` with neighbouring channels side by side in memory; a copy only where it must be."""
-    if x.dtype != dtype:  # x.to would take a microsecond to find out
-        x = x.to(dtype)
+    x = cast(x, dtype)
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -15,7 +15,7 @@ from minivim.models import Backbone, checkpoints, create_model
 from minivim.preparation import Preparation
 from minivim.processes import Team
 from minivim.train.prediction import logits_of, score
-from minivim.train.pretrained import freeze_backbone, tuned_model, weights_file
+from minivim.train.pretrained import SHAPE, freeze_backbone, tuned_model, weights_file
 from minivim.train.recipes import TrainConfig
 
 
@@ -32,9 +32,8 @@ def begin(config: TrainConfig, data: ImageData) -> tuple[Backbone, str]:
 
 def fresh_model(config: TrainConfig, data: ImageData) -> Backbone:
     """A model with the seed's random weights."""
-    sizes = ("patch_size", "embed_dim", "depth", "expand", "state_dim")
-    names = (*sizes, "cls_token", "pos_embed", "directions", "scan_order", "init")
-    overrides = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    fields = (*SHAPE[1:], "init")  # all but the model's name
+    overrides = {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
     overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
     model = create_model(config.model, **overrides)
     model.preparation = Preparation(mean=data.mean, std=data.std)  # stored with the weights

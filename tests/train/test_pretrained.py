@@ -155,6 +155,9 @@ def test_the_name_is_the_recipes_or_that_of_the_nearest_registered_model(tmp_pat
     for name in ("vim_nano_patch2_8", "vim_small_patch16_224"):
         with pytest.raises(ValueError, match=f"^model is '{name}'; it must be 'vim_tiny_patch4_32', as in init, "):
             resolve(TrainConfig(init=file, model=name))
+    sizes = {"expand": 2, "state_dim": 16, "cls_token": "middle", "pos_embed": True, "directions": 2}
+    with pytest.raises(ValueError, match="^model is 'deit_tiny_patch4_32'; it must be 'vim_tiny_patch4_32', as in"):
+        resolve(TrainConfig(**built | sizes | {"init": file, "model": "deit_tiny_patch4_32", "scan_order": "rows"}))
     wide = written(tmp_path / "wide.safetensors", "deit_small_patch16_224", depth=1, embed_dim=384, patch_size=16)
     assert resolve(TrainConfig(init=wide)).model == "deit_small_patch16_224"
 
