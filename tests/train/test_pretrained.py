@@ -16,7 +16,7 @@ from minivim.data.augment import normalise
 from minivim.models import checkpoints
 from minivim.processes import Team
 from minivim.train.loop import Trainer, train
-from minivim.train.recipes import TrainConfig, resolve
+from minivim.train.recipes import CONFIG_FILE, STATE_FILE, TrainConfig, resolve
 from minivim.train.step import decay_groups, layer_of
 from minivim.train.tasks import Classification, begin, build_model
 from tests.train.small_runs import cut_after, records_of, same, small, tensors_of
@@ -141,8 +141,15 @@ def test_the_shape_is_the_files_whatever_the_preset_says(file):
     assert (config.lr, config.crop, config.epochs) == (5e-3, 2, 7)  # the preset's and the user's own
     assert resolve(config) == config
     assert resolve(TrainConfig(init=file, img_size=24, depth=2)).img_size == 24
-    wide = written(Path(file).with_name("wide.safetensors"), img_size=(8, 16))
-    assert resolve(TrainConfig(init=wide)).img_size is None
+
+
+def test_images_that_are_no_squares_have_no_size_not_even_the_presets_when_a_run_goes_on(tmp_path):
+    wide = written(tmp_path / "wide.safetensors", img_size=(8, 16))
+    config = resolve(TrainConfig(data="photos", preset="cifar10_cpu", init=wide, out=str(tmp_path)))
+    assert config.img_size is None
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(asdict(config)))
+    (tmp_path / STATE_FILE).touch()
+    assert resolve(TrainConfig(out=str(tmp_path), resume=True)) == replace(config, resume=True)
 
 
 def test_the_name_is_the_recipes_or_that_of_the_nearest_registered_model(tmp_path):
