@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minivim.ops.backends import choose_backend
-from minivim.ops.implementations import Backend
+from minivim.ops.implementations import Backend, one_after_the_other
 
 
 def sizes(name: str, x: object, letters: str) -> torch.Size:
@@ -147,9 +147,13 @@ def bidirectional_scan(
     """The two directions of a Vim block, averaged and gated: (y_ahead + y_back) / 2 * silu(z). Vim, Algorithm 1.
 
     ahead, back  the first seven arguments of `selective_scan` but z: u, delta, A, B, C, D, delta_bias, each with its
-                 own u; delta before softplus. `back` walks from L - 1 down to 0.
+                 own u and N; delta before softplus. `back` walks from L - 1 down to 0.
     Returns (B, L, E) in u's dtype. Raises as `selective_scan` does.
     """
     for u, delta, A, B, C, D, delta_bias in (ahead, back):
         _check(u, delta, A, B, C, D, z, delta_bias, None)
-    return choose_backend(backend, z.device).bidirectional_scan(ahead, back, z)
+    backend = choose_backend(backend, z.device)
+    skips_and_biases = (*ahead[5:], *back[5:])
+    if ahead[2].shape != back[2].shape or any(x is None for x in skips_and_biases):  # one launch is for like scans
+        return one_after_the_other(backend.scan, ahead, back, z)
+    return backend.bidirectional_scan(ahead, back, z)

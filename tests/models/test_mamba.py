@@ -1,6 +1,7 @@
 """The one-directional Mamba block: causality, step == forward, the recurrence written out, initialization."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from minivim import MambaBlock
+from minivim.ops import implementations
 
 
 def by_hand(block: MambaBlock, x: torch.Tensor) -> torch.Tensor:
@@ -45,6 +47,31 @@ def test_equals_the_equations_written_out(block):
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(block(x), torch.stack([by_hand(block, row) for row in x]), rtol=1e-10, atol=1e-12)
+
+
+def test_the_state_matrix_is_float32_whatever_the_weights_are(block):
+    A_log = block.bfloat16().ssm.A_log
+    A = block.ssm.select(torch.randn(1, 3, 24, dtype=torch.bfloat16))[2]
+    assert A.dtype == torch.float32 and torch.equal(A, -A_log.float().exp())
+    assert block.double().ssm.select(torch.randn(1, 3, 24, dtype=torch.float64))[2].dtype == torch.float64
+
+
+def test_the_blocks_choice_of_a_backend_is_its_ssms(block, monkeypatch):
+    called = []
+
+    def noted(backend, *arguments):
+        called.append(backend.name)
+        return backend.scan(*arguments)
+
+    for name in ("chunked", "reference"):
+        backend = implementations.load(name)
+        monkeypatch.setitem(implementations.LOADED, name, backend._replace(scan=partial(noted, backend)))
+    x = torch.randn(1, 4, 12, dtype=torch.float64)
+    for block.backend, block.ssm.backend in (("chunked", "reference"), ("reference", "chunked")):
+        block(x)
+        block.step(x[:, 0], block.initial_state(1))
+        assert called == [block.backend] * 2
+        called.clear()
 
 
 @pytest.mark.parametrize("conv_kernel", [1, 4])

@@ -165,6 +165,37 @@ def test_two_state_space_models_in_one_direction_are_not_run_as_a_pair(x):
     assert not torch.allclose(before, expected)
 
 
+def without_bias(ssm):
+    ssm.dt_proj = nn.Linear(ssm.dt_proj.in_features, ssm.dt_proj.out_features, bias=False)
+
+
+def with_states(N):
+    def change(ssm):
+        ssm.split = (ssm.split[0], N, N)
+        ssm.x_proj, ssm.A_log = nn.Linear(32, sum(ssm.split), bias=False), nn.Parameter(torch.randn(32, N))
+
+    return change
+
+
+def with_taps(ssm):
+    ssm.conv_weight = nn.Parameter(torch.randn(32, 2))
+
+
+@pytest.mark.parametrize("change", [without_bias, with_states(4), with_states(40), with_taps])
+@pytest.mark.parametrize("way", ["forward_ssm", "backward_ssm"])
+def test_two_unequal_state_space_models_are_each_run_by_itself(way, change):
+    mixer = create_model("vim_nano_patch2_8", **SMALL).blocks[0].mixer
+    change(getattr(mixer, way))
+    tokens = torch.randn(2, 5, 16)
+    u, z = mixer.in_proj(tokens).chunk(2, dim=-1)
+    expected = mixer.out_proj((mixer.forward_ssm(u, z) + mixer.backward_ssm(u, z)) / 2)
+    found = mixer(tokens)
+    torch.testing.assert_close(found, expected)
+    weights = list(mixer.parameters())
+    pair = (torch.autograd.grad(y.sin().sum(), weights) for y in (found, expected))
+    torch.testing.assert_close(*pair)
+
+
 def test_a_mamba_block_calls_what_stands_in_it():
     block, x = MambaBlock(8), torch.randn(1, 5, 8)
     expected = block(x)

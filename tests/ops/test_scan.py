@@ -299,6 +299,25 @@ def test_both_directions_are_the_mean_of_two_scans(backend, shape):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("states", [(4, 40), (40, 4), (5, 5)])
+@pytest.mark.parametrize("missing", [None, "D", "delta_bias"])
+@pytest.mark.parametrize("way", [0, 1])
+def test_the_two_directions_may_be_unlike(backend, states, missing, way):
+    names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+    z = torch.randn(2, 7, 6, dtype=torch.float64).requires_grad_()
+    pair = [{name: problem(2, 7, 6, N)[name].requires_grad_() for name in names} for N in states]
+    pair[way] |= {missing: None} if missing else {}
+    ahead, back = (tuple(each.values()) for each in pair)
+    out = bidirectional_scan(ahead, back, z, backend=backend)
+    each = [scan_reference(*x[:6], z, x[6], True, reverse=reverse)[0] for x, reverse in ((ahead, False), (back, True))]
+    expected = (each[0] + each[1]) / 2
+    torch.testing.assert_close(out, expected)
+    leaves = [x for x in (*ahead, *back, z) if x is not None]
+    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), leaves) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 # --- bad input
 
 
