@@ -265,10 +265,12 @@ def use():
     blocks = [torch.ones(2**20) for _ in range(6)]
 for _ in range(3):
     use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        use()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(faults() for _ in range(3)))  # the system may once move a block; it does not do so again and again
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pages = 10 * 24 * 2**20 // mmap.PAGESIZE
