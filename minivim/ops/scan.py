@@ -154,6 +154,7 @@ def bidirectional_scan(
         _check(u, delta, A, B, C, D, z, delta_bias, None)
     backend = choose_backend(backend, z.device)
     skips_and_biases = (*ahead[5:], *back[5:])
-    if ahead[2].shape != back[2].shape or any(x is None for x in skips_and_biases):  # one launch is for like scans
+    states = [None if A is None else A.shape for _, _, A, *_ in (ahead, back)]
+    if states[0] != states[1] or any(x is None for x in skips_and_biases):  # one launch is for like scans
         return one_after_the_other(backend.scan, ahead, back, z)
     return backend.bidirectional_scan(ahead, back, z)
