@@ -30,8 +30,8 @@ class TrainConfig:
     label_column: str | None = None
     """The column of a table that holds the labels, as coarse_label of cifar100; None: the only one."""
     preset: str | None = None
-    """Defaults for all other fields: base, digits, shapes, cifar10, cifar100, cifar10_cpu, imagenet; None: by
-    the data's name."""
+    """Defaults for all other fields: base, digits, shapes, cifar10, cifar100, cifar10_cpu, cifar10_cpu_long,
+    imagenet; None: by the data's name."""
     model: str | None = None
     """A name from `minivim models`, Vim or DeiT."""
     out: str | None = None
@@ -164,6 +164,10 @@ PRESETS = {
     "cifar10_cpu": TrainConfig(
         model="vim_tiny_patch4_32", img_size=32, embed_dim=96, depth=4, expand=1, state_dim=4, epochs=5, lr=5e-3,
         val_share=0.02, beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
+    ),
+    "cifar10_cpu_long": TrainConfig(
+        model="vim_tiny_patch4_32", img_size=32, embed_dim=144, depth=5, expand=1, state_dim=4, cls_token="none",
+        epochs=20, lr=3e-3, warmup=0.05, val_share=0.02, beta2=0.98, crop=4, ema=0.998,
     ),
     "imagenet": TrainConfig(
         model="vim_tiny_patch16_224", img_size=224, epochs=300, batch_size=1024, warmup=1 / 60, ema=0.99996,
