@@ -655,13 +655,14 @@ fig, axis = canvas(8.6, 4.1)
 for channel in range(3):
     y = 3.1 - 1.05 * channel
     box(axis, 0.85, y, f"u, channel {channel}", 1.3, 0.46, "grey")
-    arrow(axis, (1.5, y), (2.78, y), f"delta {channel}", "orange")
+    arrow(axis, (1.5, y), (2.7, y), f"delta {channel}", "orange")
+    box(axis, 4.875, y, "", 4.33, 0.62, "white")  # u enters each of the four
     for n in range(4):
         at = 3.3 + 1.05 * n
         box(axis, at, y, f"h[{channel},{n}], fades\nby A[{channel},{n}]", 0.98, 0.46)
-        arrow(axis, (at - 0.22, y + 0.48), (at - 0.22, y + 0.25), "", "green")
+        arrow(axis, (at - 0.22, y + 0.5), (at - 0.22, y + 0.25), "", "green")
         arrow(axis, (at + 0.22, y - 0.25), (at + 0.22, y - 0.48), "", "purple")
-    arrow(axis, (6.98, y), (7.35, y))
+    arrow(axis, (7.06, y), (7.35, y))
     box(axis, 7.98, y, f"y, channel {channel}", 1.22, 0.46, "grey")
 for y, colour, text in ((3.75, "green", "writing, by B"), (0.2, "purple", "reading, by C")):
     text += ": 4 numbers of the token, the same in each row"
@@ -673,7 +674,8 @@ show(
 print("states:", 3 * 4, " numbers that a token brings: delta", 3, ", B", 4, ", C", 4)
 
 # %% [markdown]
-# **What to see.** Each row is one channel: its own input, its own $\Delta$, its own four states, its own output. A
+# **What to see.** Each row is one channel: its own input, its own $\Delta$, its own four states, its own output. The
+# input enters all four at once, and the output is a sum over the four: the frame around them is no chain. A
 # green arrow writes into a state, a pink one reads it, and a column has the same $B$ and $C$ in all rows. $A$ has three
 # rows and four columns, but it is no matrix that multiplies a vector. It is a **table**: three small systems, each with
 # four fade rates.
@@ -1305,7 +1307,8 @@ assert lost["delta"] > 0.2 and lost["C"] > 0.2
 # %%
 fig, axis = plt.subplots(figsize=(6.4, 2.8))
 axis.barh(range(4), [100 * share for share in (right["Mamba"], *left.values())])
-axis.axvline(100 * lazy, color="black", linestyle="--", label="most frequent number")
+axis.axvline(100 * lazy, color="black", linestyle="--")
+axis.text(100 * lazy + 1, 3, "the most frequent number", va="center")
 axis.set(
     xlim=(0, 100),
     xlabel="right answers (%)",
@@ -1314,7 +1317,6 @@ axis.set(
 )
 axis.set_yticks(range(4), ["nothing", "delta", "B", "C"])
 axis.invert_yaxis()  # from top to bottom
-fig.legend(loc="outside lower center")
 show(
     fig,
     "Right answers with nothing, delta, B or C taken away: delta and C are needed",

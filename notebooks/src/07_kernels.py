@@ -472,39 +472,38 @@ COLOUR_OF = ["blue", "orange", "green", "purple", "brown", "red"]  # of a progra
 
 def draw_program(axis, image, block, step):
     """One program's part of the box: BLOCK = 8 channels of an image, lit at `step`."""
-    colour, order = COLOURS[COLOUR_OF[3 * image + block]], 10 - 5 * image
-    x, y = 8 * block + 14 * image, 5 - 4 * image
+    colour = COLOURS[COLOUR_OF[3 * image + block]]
+    x, y = 8 * block + 30 * image, 1
     lanes = min(8, 20 - 8 * block)
 
     def fill(x, y, width, height, **options):
-        axis.add_patch(plt.Rectangle((x, y), width, height, zorder=order, **options))
+        axis.add_patch(plt.Rectangle((x, y), width, height, **options))
 
     fill(x, y, lanes, 11, facecolor="white", edgecolor=colour, linewidth=1.5)
     fill(x, y, lanes, step, facecolor=colour, alpha=0.25)
     fill(x, y + step, lanes, 1, facecolor=colour)
     fill(x + lanes, y + step, 8 - lanes, 1, facecolor="white", edgecolor=colour)
     if lanes < 8:
-        look = {"fontsize": 7, "ha": "center", "va": "center", "zorder": order}
+        look = {"fontsize": 7, "ha": "center", "va": "center"}
         axis.text(x + lanes / 2 + 4, y + step + 0.5, "masked", **look)
     lines = x + np.arange(1, lanes)
-    axis.vlines(lines, y, y + 11, color=colour, linewidth=0.3, zorder=order)
+    axis.vlines(lines, y, y + 11, color=colour, linewidth=0.3)
 
 
 # %%
 def draw_box(figure, step):
-    """The (B, L, E) box: two images, one behind the other, each cut into three programs."""
+    """The (B, L, E) box: two images, side by side, each cut into three programs."""
     axis = figure.subplots()
-    axis.set(xlim=(-3, 40), ylim=(18.5, -1))
+    axis.set(xlim=(-3, 58), ylim=(15, -1))
     axis.axis("off")
-    for image in (1, 0):
+    for image in (0, 1):
         for block in range(3):
             draw_program(axis, image, block, step)
     axis.set_title(f"step {step}: six programs, each lights one row", fontsize=11)
-    axis.text(10, 17.6, "E: 20 channels are lanes", ha="center", fontsize=9)
-    axis.text(-0.8, 10.5, "L: 11 steps", rotation=90, ha="right", va="center", fontsize=9)
-    axis.text(29, 14.5, "B: 2 images", fontsize=9)
-    axis.text(0, 4.7, "image 0", fontsize=9)
-    axis.text(14, 0.7, "image 1", fontsize=9)
+    axis.text(-0.8, 6.5, "L: 11 steps", rotation=90, ha="right", va="center", fontsize=9)
+    for image in (0, 1):
+        axis.text(30 * image, 0.5, f"image {image}", fontsize=9)
+        axis.text(10 + 30 * image, 13.5, "E: 20 channels are lanes", ha="center", fontsize=9)
 
 
 print("numbers in the box:", u.numel(), " programs:", 2 * 3, " steps each:", L)

@@ -1439,7 +1439,7 @@ for axis, grid in zip(axes, (right, wrong), strict=False):
     drawn = axis.imshow(grid, vmin=0, vmax=14)
 figure.colorbar(drawn, ax=axes[:2], label="column received")
 drawn = axes[2].imshow(error, cmap="RdBu", vmin=-2, vmax=2)
-label = "columns too far right\n(negative: left)"
+label = "columns off: + to the right,\n\N{MINUS SIGN} to the left"
 figure.colorbar(drawn, ax=axes[2], label=label, extend="both")
 for axis, title in zip(axes, ("resize_to", "official way", "difference"), strict=True):
     axis.set(xlabel="patch column", ylabel="patch row", title=title)
