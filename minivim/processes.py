@@ -13,6 +13,13 @@ from torch import Tensor
 from minivim.checks import is_first_process, shown
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a tensor found no room; only some of these errors have a type of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 @dataclass(frozen=True)
 class Team:
     """The processes that train together: this one's number, how many there are, its device."""

@@ -1,6 +1,7 @@
 """`minivim bench model`: whole models side by side, Vim on each scan backend, DeiT with fused and naive attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minivim.bench import measure
 from minivim.bench.report import Report, Row, summarise
@@ -19,11 +21,12 @@ from minivim.models.backbone import Backbone
 from minivim.models.registry import MODELS, create_model
 from minivim.models.vim import VisionMamba
 from minivim.ops import available_backends
-from minivim.processes import use_threads
+from minivim.processes import lacks_memory, use_threads
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}  # of the largest value, after up to 24 blocks, against float32
 LARGEST_BATCH = 65536
-ATTENTION = ("fused", "naive")
+# fused: what PyTorch chooses; naive: the whole matrix in memory, which the paper compared with
+ATTENTION = {"fused": None, "naive": None, "flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ModelBench:
     backend: tuple[str, ...] = ()
     """A scan backend; may be given several times (default: all that can run but the reference)."""
     attention: tuple[str, ...] = ()
-    """fused or naive; may be given several times (default: both)."""
+    """fused, naive, or one fused kernel by name: flash, cudnn; may be given several times (default: fused, naive)."""
     memory: bool = True
     """Also measure the peak memory beyond weights and images."""
     rounds: int = 9
@@ -65,7 +68,8 @@ class ModelBench:
         for name in self.backend:
             check_choice("backend", name, available_backends(self.device))
         for name in self.attention:
-            check_choice("attention", name, ATTENTION)
+            check_choice("attention", name, tuple(ATTENTION))
+            check_kernel(name, self.device, self.dtype)
         for img_size in self.img_size:
             check_whole("img_size", img_size, maximum=LARGEST_SIDE)
         for case in chain(*self.cases()):
@@ -76,14 +80,21 @@ class ModelBench:
         names = self.model or ("vim_tiny_patch16_224", "deit_tiny_patch16_224")
         sizes = self.img_size or (MODELS[names[0]][1](**MODELS[names[0]][2]).img_size,)
         backends = self.backend or [name for name in available_backends(self.device) if name != "reference"]
-        variants = {
-            name: backends or ["reference"] if MODELS[name][0] is VisionMamba else self.attention or ATTENTION
-            for name in names
-        }
+        attention = self.attention or ("fused", "naive")
+        variants = {name: backends or ["reference"] if MODELS[name][0] is VisionMamba else attention for name in names}
         common = self.batch, self.train, self.device, self.dtype
         return [
             [ModelCase(name, variant, size, *common) for name in names for variant in variants[name]] for size in sizes
         ]
+
+
+def check_kernel(attention: str, device: str, dtype: str) -> None:
+    """Raise ValueError for a kernel of attention that does not exist for this device and dtype."""
+    on_gpu = torch.device(device).type == "cuda"
+    if attention == "cudnn" and not on_gpu:
+        raise ValueError(f"attention is 'cudnn'; it must be another one on {device}: cuDNN is for GPUs")
+    if ATTENTION[attention] is not None and on_gpu and dtype != "bfloat16":
+        raise ValueError(f"dtype is {dtype!r}; it must be 'bfloat16' for the kernel {attention!r} of a GPU")
 
 
 @dataclass(frozen=True)
@@ -115,15 +126,19 @@ class ModelCase:
 
     def build(self) -> Backbone:
         """The model with the random weights of seed 0."""
-        overrides: dict[str, Any] = {} if self.is_vim else {"fused_attention": self.variant == "fused"}
+        overrides: dict[str, Any] = {} if self.is_vim else {"fused_attention": self.variant != "naive"}
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = create_model(self.name, img_size=self.img_size, **overrides).to(self.device).train(self.train)
         return model.set_backend(self.variant) if isinstance(model, VisionMamba) else model
 
-    def precision(self) -> torch.autocast:
-        """What the forward pass runs under."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """What the forward pass runs under: mixed precision, and the one kernel of attention that was named."""
+        kernel = ATTENTION.get(self.variant)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            with nullcontext() if kernel is None else sdpa_kernel(kernel):
+                yield
 
     def images(self) -> Tensor:
         """Random images, (batch, 3, img_size, img_size); seed 0."""
@@ -142,9 +157,9 @@ def model_outputs(case: ModelCase) -> dict[str, Tensor]:
     """The logits, and in training also the gradients of all parameters."""
     model, images = case.build(), case.images()
     if not case.train:
-        with torch.no_grad(), case.precision():
+        with torch.no_grad(), case.context():
             return {"logits": model(images).float()}
-    with case.precision():
+    with case.context():
         logits = model(images)
         loss = F.cross_entropy(logits, case.labels(model))
     loss.backward()
@@ -170,7 +185,7 @@ def model_call(case: ModelCase) -> Callable[[], object]:
     model, images = case.build(), case.images()
 
     def infer() -> Tensor:
-        with torch.no_grad(), case.precision():
+        with torch.no_grad(), case.context():
             return model(images)
 
     if not case.train:
@@ -179,7 +194,7 @@ def model_call(case: ModelCase) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        with case.precision():
+        with case.context():
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -194,27 +209,47 @@ def model_memory(case: ModelCase) -> int | None:
     return measure.peak_extra_bytes(model_call(case), case.device)
 
 
-def time_models(config: ModelBench, cases: list[ModelCase]) -> tuple[list[Row], measure.Rounds]:
-    """One contest: check all, time all in turns, weigh all."""
-    first, by_name = cases[0], {str(case): case for case in cases}
-    errors = {name: model_error(case) for name, case in by_name.items()}
+def error_if_it_fits(case: ModelCase) -> float | None:
+    """`model_error` of a case for whose call there is memory, else None."""
+    try:
+        error = model_error(case)
+        model_call(case)()
+    except (RuntimeError, MemoryError) as failure:
+        if not (isinstance(failure, MemoryError) or lacks_memory(failure)):
+            raise
+        return None
+    return error
+
+
+def time_models(config: ModelBench, errors: dict[ModelCase, float]) -> tuple[list[Row], measure.Rounds]:
+    """One contest of checked cases: time all in turns, weigh all."""
+    cases = list(errors)
+    first, names = cases[0], [str(case) for case in cases]
     image_bytes = first.images().nbytes
     samplers = [sampler(partial(model_call, case), case.device, image_bytes, graph=not case.train) for case in cases]
     rounds = measure.interleave(samplers, config.rounds)
-    memory = {name: peak(model_memory, case.device, case) if config.memory else None for name, case in by_name.items()}
+    memory = {str(case): peak(model_memory, case.device, case) if config.memory else None for case in cases}
     with torch.device("meta"):
         length = create_model(first.name, img_size=first.img_size).config.num_tokens
     size = f"{first.img_size} x {first.img_size} pixels, batch {config.batch}, {config.dtype}"
     mode = "training step" if config.train else "inference"
-    common = {"case": size, "length": length, "mode": mode, "items": config.batch}
-    return summarise(list(by_name), rounds, extra_bytes=memory, error=errors, **common), rounds
+    common = {"case": size, "length": length, "mode": mode, "items": config.batch, "side": first.img_size}
+    weighed = {str(case): error for case, error in errors.items()}
+    return summarise(names, rounds, extra_bytes=memory, error=weighed, **common), rounds
 
 
 def bench_model(config: ModelBench) -> Report:
-    """Check, time and weigh every model at every image size.
+    """Check, time and weigh every model at every image size; what finds no memory is named.
 
-    Raises ValueError for a configuration that cannot be, and if a variant differs from its reference.
+    Raises ValueError for a configuration that cannot be, if a variant differs from its reference, and if nothing fits.
     """
     config.check()
+    contests, too_large = [], []
     with use_threads(config.threads):
-        return collect("whole models", config, [time_models(config, cases) for cases in config.cases()])
+        for cases in config.cases():
+            errors = {case: error for case in cases if (error := error_if_it_fits(case)) is not None}
+            too_large += [f"{case} at {case.img_size} pixels" for case in cases if case not in errors]
+            contests += [time_models(config, errors)] if errors else []
+        if not contests:
+            raise ValueError(f"batch is {config.batch}; it must be smaller, or img_size: nothing fits into memory")
+        return collect("whole models", config, contests, too_large)

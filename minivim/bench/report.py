@@ -4,14 +4,21 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minivim.bench.measure import Rounds
 from minivim.extras import require
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+# Vim, Figure 1 (b), (c): side of the image, 10^(what is printed) images a second, GB; DeiT-Ti finds no memory at 1248
+SIDES = [512, 640, 738, 1024, 1248]
+FIGURE_1: dict[str, tuple[list[int], list[int], list[float]]] = {
+    "Vim-Ti": (SIDES, [347, 195, 117, 81, 51], [3.32, 4.22, 5.03, 8.13, 11.14]),
+    "DeiT-Ti": (SIDES, [347, 178, 112, 37, 18], [4.56, 8.09, 12.48, 40.09]),
+}
+FIGURE_1_COLOURS = {"Vim-Ti": "0.3", "DeiT-Ti": "0.65"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Row:
     spread: (upper quartile - lower quartile) / median; ratio: median / the first contestant's median;
     extra_bytes: the most memory beyond the inputs, None if not measured; error: the largest difference from the
     reference over the reference's largest value, None for a yardstick, which computes something else;
-    items: the batch size.
+    items: the batch size; side: the image's, in pixels, None for a scan.
     """
 
     name: str
@@ -35,6 +42,7 @@ class Row:
     extra_bytes: int | None
     error: float | None
     items: int = 1
+    side: int | None = None
 
     @property
     def per_second(self) -> float:
@@ -44,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole benchmark: its rows, where they were measured, and how quiet the machine was."""
+    """A whole benchmark: its rows, where they were measured, how quiet the machine was, what found no memory."""
 
     title: str
     environment: dict
@@ -53,6 +61,7 @@ class Report:
     noisy_kept: int
     gated: bool
     rows: list[Row]
+    too_large: list[str] = field(default_factory=list)
 
     def save(self, out: Path) -> list[Path]:
         """Write OUT.json and OUT.png; returns their paths."""
@@ -90,6 +99,7 @@ def table(report: Report) -> str:
     for case, mode in dict.fromkeys((row.case, row.mode) for row in report.rows):
         rows = [row for row in report.rows if (row.case, row.mode) == (case, mode)]
         lines += ["", f"{case}, {mode}", *block(rows)]
+    lines += [""] * bool(report.too_large) + [f"out of memory: {each}" for each in report.too_large]
     return "\n".join(lines)
 
 
@@ -124,7 +134,13 @@ def block(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Time against the number of tokens, one panel a mode; bars where there is only one size."""
+    """Models of several sizes as in the paper's Figure 1; else time against the number of tokens, one panel a mode.
+
+    Bars where there is only one size.
+    """
+    if len({row.side for row in report.rows}) > 1:
+        plot_sides(report, path)
+        return
     modes = list(dict.fromkeys(row.mode for row in report.rows))
     figure = require("matplotlib.figure", "train").Figure(figsize=(6.4 * len(modes), 4.2), layout="constrained")
     axes = figure.subplots(1, len(modes), squeeze=False)
@@ -135,8 +151,37 @@ def plot(report: Report, path: Path) -> None:
         )
         draw(axis, rows)
         axis.set_title(mode)
+    finish(figure, report, path)
+
+
+def finish(figure: Any, report: Report, path: Path) -> None:
+    """Say where it was measured, and write the file."""
     figure.suptitle(f"{report.title}\n{report.environment['device_name']}, {report.environment['threads']} threads")
     figure.savefig(path, dpi=110)
+
+
+def plot_sides(report: Report, path: Path) -> None:
+    """Images a second, and memory, against the image's side: the shape of Figure 1, with the paper's points beside."""
+    figure = require("matplotlib.figure", "train").Figure(figsize=(12, 4.8), layout="constrained")
+    speed, memory = figure.subplots(1, 2)
+    for name in dict.fromkeys(row.name for row in report.rows):
+        rows = sorted((row for row in report.rows if row.name == name), key=lambda row: row.length)
+        speed.plot([row.side for row in rows], [row.per_second for row in rows], marker="o", label=name)
+        weighed = [row for row in rows if row.extra_bytes is not None]
+        memory.plot([row.side for row in weighed], [(row.extra_bytes or 0) / GIB for row in weighed], marker="o")
+    for name, (sides, rates, sizes) in FIGURE_1.items():
+        style: dict[str, Any] = {"marker": "s", "fillstyle": "none", "linestyle": "--", "color": FIGURE_1_COLOURS[name]}
+        speed.plot(sides, rates, label=f"{name}, paper (A100, batch not stated)", **style)
+        memory.plot(sides[: len(sizes)], sizes, **style)
+    sides = sorted({row.side for row in report.rows if row.side is not None})
+    weight = "memory beyond weights and images (GiB)\nthe paper: GPU memory (GB)"
+    for axis, label in ((speed, "images a second"), (memory, weight)):
+        axis.set(xlabel="side of the image (pixels)", ylabel=label, yscale="log", xscale="log")
+        axis.set_xticks(sides, [str(side) for side in sides])
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3)
+    speed.legend(fontsize=8)
+    finish(figure, report, path)
 
 
 def draw_lines(axis: Any, rows: Sequence[Row]) -> None:

@@ -285,7 +285,9 @@ def time_scan(config: ScanBench, case: ScanCase, mode: str, errors: dict[str, fl
     return rows, rounds
 
 
-def collect(title: str, config: Any, contests: Sequence[tuple[list[Row], measure.Rounds]]) -> Report:
+def collect(
+    title: str, config: Any, contests: Sequence[tuple[list[Row], measure.Rounds]], too_large: Sequence[str] = ()
+) -> Report:
     """The contests as one report."""
     rows, rounds = zip(*contests, strict=True)
     return Report(
@@ -296,6 +298,7 @@ def collect(title: str, config: Any, contests: Sequence[tuple[list[Row], measure
         noisy_kept=sum(r.noisy_kept for r in rounds),
         gated=all(r.gated for r in rounds),
         rows=[row for block in rows for row in block],
+        too_large=list(too_large),
     )
 
 

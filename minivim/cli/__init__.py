@@ -17,6 +17,7 @@ from minivim.checks import printable, shortened, shown
 from minivim.cli.commands import BENCHES, COMMANDS
 from minivim.cli.flags import parse
 from minivim.cli.help import Command, help_text, overview
+from minivim.processes import lacks_memory
 
 MISTAKES = (ValueError, TypeError, ImportError, OSError, MemoryError, torch.OutOfMemoryError)
 LONGEST = 280  # characters of a sentence
@@ -62,13 +63,6 @@ def run(arguments: Sequence[str]) -> None:
         choose("bench", BENCHES, rest)
     else:
         choose("", COMMANDS, [word, *rest])
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether a tensor found no room; only some of these errors have a type of their own."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
 
 
 def is_mistake(error: BaseException) -> bool:

@@ -7,14 +7,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minivim.bench import measure
 from minivim.bench import scan as bench
-from minivim.bench.model import TOLERANCES, ModelBench, ModelCase, bench_model, model_call, model_error
-from minivim.bench.report import draw_bars, draw_lines, spread, summarise, table
+from minivim.bench.model import (
+    TOLERANCES,
+    ModelBench,
+    ModelCase,
+    bench_model,
+    check_kernel,
+    model_call,
+    model_error,
+)
+from minivim.bench.report import draw_bars, draw_lines, plot, spread, summarise, table
 from minivim.bench.scan import ScanBench, ScanCase, bench_scan
 from minivim.extras import require
 from minivim.models.backbone import Backbone
+from minivim.models.deit import Attention
 from minivim.ops import available_backends, selective_scan
 
 SMALL = ScanCase(2, 3, 5, 4, "float32", "cpu")
@@ -311,6 +321,81 @@ def test_a_model_that_differs_is_refused(monkeypatch):
     monkeypatch.setattr(ModelCase, "build", disturbed)
     with pytest.raises(ValueError, match="fused attention differs from .*naive attention: its logits is off by"):
         bench_model(ModelBench(model=("deit_tiny_patch4_32",), img_size=(8,), rounds=1, memory=False))
+
+
+def test_what_finds_no_memory_is_named_and_the_others_are_timed(monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
+    attention = Attention.forward
+
+    def hungry(self, x):
+        if not self.fused and len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return attention(self, x)
+
+    monkeypatch.setattr(Attention, "forward", hungry)
+    config = ModelBench(model=("deit_tiny_patch4_32",), img_size=(8,), batch=3, rounds=1, memory=False, threads=1)
+    report = bench_model(config)
+    assert [row.name for row in report.rows] == ["deit_tiny_patch4_32, fused attention"]
+    assert report.too_large == ["deit_tiny_patch4_32, naive attention at 8 pixels"]
+    assert table(report).endswith("\n\nout of memory: deit_tiny_patch4_32, naive attention at 8 pixels")
+    with pytest.raises(ValueError, match="^batch is 3; it must be smaller, or img_size: nothing fits into memory"):
+        bench_model(replace(config, attention=("naive",)))
+    monkeypatch.setattr(Attention, "forward", lambda self, x: x / torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        bench_model(config)
+
+
+def test_a_named_kernel_is_the_one_that_runs(monkeypatch):
+    def kernels(variant):
+        case = ModelCase("deit_tiny_patch4_32", variant, 8, 2, False, "cpu")
+        with torch.profiler.profile() as profile:
+            model_call(case)()
+        return {event.key for event in profile.key_averages()}
+
+    flash = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert flash in kernels("flash") and flash not in kernels("naive")
+    seen = []
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v: seen.append(torch.backends.cuda.math_sdp_enabled()) or v
+    )
+    for variant in ("fused", "flash"):
+        model_call(ModelCase("deit_tiny_patch4_32", variant, 8, 2, False, "cpu"))()
+    assert set(seen[:12]) == {True} and set(seen[12:]) == {False}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"attention": ("cudnn",)}, "^attention is 'cudnn'; it must be another one on cpu"),
+        ({"attention": ("fast",)}, "^attention is 'fast'; it must be one of 'fused', 'naive', 'flash', 'cudnn'"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelBench(model=("deit_tiny_patch4_32",), **changes).check()
+    for name in ("flash", "cudnn"):
+        check_kernel(name, "cuda", "bfloat16")
+        with pytest.raises(ValueError, match=f"^dtype is 'float32'; it must be 'bfloat16' for the kernel '{name}'"):
+            check_kernel(name, "cuda", "float32")
+
+
+def test_models_of_several_sizes_are_drawn_beside_the_papers_points(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
+    names = ("vim_nano_patch2_8", "deit_tiny_patch4_32")
+    config = ModelBench(model=names, backend=("chunked",), attention=("fused",), img_size=(8, 16), rounds=1, threads=1)
+    report = bench_model(config)
+    assert [row.side for row in report.rows] == [8, 8, 16, 16]
+    drawn = []
+    monkeypatch.setattr("minivim.bench.report.finish", lambda figure, *rest: drawn.append(figure))
+    plot(report, tmp_path / "models.png")
+    speed, memory = drawn[0].axes
+    lines = {line.get_label(): line for line in speed.lines}
+    row = next(row for row in report.rows if row.side == 16)
+    assert lines[row.name].get_xydata()[1].tolist() == [16, row.per_second]
+    assert lines["Vim-Ti, paper (A100, batch not stated)"].get_xydata()[-1].tolist() == [1248, 51]
+    weighed = [line.get_xydata() for line in memory.lines]
+    assert len(weighed) == 4 and [len(points) for points in weighed] == [2, 2, 5, 4]
+    assert weighed[0][1].tolist() == [16, row.extra_bytes / 2**30]
 
 
 @pytest.mark.parametrize("train", [False, True])
