@@ -202,6 +202,19 @@ def test_export_writes_a_file_and_checks_it(capsys, checkpoint, tmp_path, unchec
     assert known["classes"] == list("0123456789") and known["mean"] == [0.3] * 3
 
 
+def test_export_halves_the_weights(capsys, checkpoint, tmp_path):
+    file = tmp_path / "half.safetensors"
+    code, out, err = run(capsys, "export", str(checkpoint), str(file))
+    before, after = checkpoints.read_file(checkpoint)[0], checkpoints.read_file(file)[0]
+    count = sum(tensor.numel() for tensor in before.values())
+    assert (code, err) == (0, "") and f"{count:,} weights in bfloat16" in out
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor.bfloat16()) for name, tensor in before.items())
+    assert checkpoints.load_extra(checkpoint).items() <= checkpoints.load_extra(file).items()
+    assert {p.dtype for p in checkpoints.load(file).parameters()} == {torch.float32}
+    assert file.stat().st_size < checkpoint.stat().st_size - 1.9 * count
+
+
 def test_export_takes_official_files_too(capsys, tmp_path, unchecked):
     pytest.importorskip("onnxscript", reason="export needs the extra 'onnx'")
     model = create_model("vim_nano_patch2_8", depth=1, embed_dim=16)
@@ -265,7 +278,7 @@ MISTAKES = [
     (["predict", "CHECKPOINT", "none.png"], ["image", "'none.png'", "must be an existing file"]),
     (["predict", "CHECKPOINT", "TEXT"], ["image", "TEXT", "could not be read"]),
     (["predict", "CHECKPOINT", "PICTURE", "--top", "0"], ["top", "0", "must be a whole number of at least 1"]),
-    (["predict", "PICTURE", "PICTURE"], ["PICTURE", "must be a checkpoint"]),
+    (["predict", "TEXT", "PICTURE"], ["TEXT", "must be a safetensors file"]),
     (["bench"], ["bench", "''", "must be one of scan, model"]),
     (["bench", "disk"], ["bench", "'disk'", "must be one of scan, model"]),
     (["bench", "scan", "--shape", "1,384"], ["shape", "'1,384'", "must be three whole numbers B,E,L"]),

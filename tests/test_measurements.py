@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from minivim import create_model
-from minivim.train import TrainConfig, decay_groups, resolve
+from minivim.data import ImageData
+from minivim.train import TrainConfig, build_model, decay_groups, resolve
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
 
@@ -93,3 +95,24 @@ def test_measuring_keeps_what_is_there_and_adds_what_is_missing(tmp_path):
     page = json.loads(out.read_text())
     assert [(run["name"], run["seed"]) for run in page["runs"]] == asked
     assert page["settings"] == {"epochs": 1} and page["command"] == "command"
+
+
+def test_the_runs_on_cifar10_are_those_of_their_commands():
+    pytest.importorskip("tyro")
+    from minivim.cli.flags import parse
+
+    for run in json.loads(script("09_cifar10").OUT.read_text())["runs"]:
+        words = ["--data", "x", "--preset", run["preset"], "--seed", str(run["seed"]), *run["flags"].split()]
+        config = resolve(parse(TrainConfig, words, "train"))
+        assert len(run["train_loss"]) == len(run["val_accuracy"]) == config.epochs
+        assert run["val_accuracy"][run["best_epoch"] - 1] == max(run["val_accuracy"])
+        with torch.device("meta"):
+            model = build_model(config, cifar_like())
+        assert sum(p.numel() for p in model.parameters()) == run["parameters"]
+        assert config.model.startswith(run["name"].lower())
+
+
+def cifar_like():
+    """Ten classes of images of 32 pixels, without a pixel."""
+    images, labels = torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    return ImageData("x", images, labels, images, labels, tuple("abcdefghij"), (0.5,) * 3, (0.5,) * 3)

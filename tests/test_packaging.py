@@ -71,7 +71,7 @@ def site_packages(environment: Path) -> Path:
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of what git would ship."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "minivim", "kernels"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "minivim", "kernels", "data"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -128,7 +128,9 @@ def test_a_wheel_holds_every_module_and_nothing_of_the_course(bare):
     shipped = {path.relative_to(site).as_posix() for path in (site / "minivim").rglob("*.py")}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minivim").rglob("*.py")}
     kernels = {f"minivim/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
-    assert shipped == modules | kernels
+    assert shipped == modules | kernels | {"minivim/shipped/__init__.py"}
+    weights = {path.name for path in (ROOT / "data").iterdir() if path.suffix in (".safetensors", ".md")}
+    assert {path.name for path in (site / "minivim" / "shipped").iterdir()} >= weights > set()
     assert not any((site / name).exists() for name in ("tests", "notebooks", "kernels", "data"))
 
 

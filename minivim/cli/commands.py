@@ -2,6 +2,8 @@
 
 import inspect
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +88,32 @@ def evaluate(flags: dict) -> None:
         print(f"  {name:<{width}}  {accuracy:7.2%}")
 
 
-def predict_flags(
-    checkpoint: str, images: tuple[str, ...], /, *, top: int = 3, backend: str = "auto", device: str | None = None
-) -> dict:
+def predict_flags(files: tuple[str, ...], /, *, top: int = 3, backend: str = "auto", device: str | None = None) -> dict:
     """Name what is in pictures.
 
     Args:
-        checkpoint: A file written by minivim train, or an official one (.pth, .safetensors).
-        images: Image files.
+        files: A checkpoint, written by minivim train or an official one, then image files; image files alone are named
+            by the Vim that is shipped, which knows CIFAR-10's ten classes.
         top: How many classes to show for each image.
         backend: The scan's backend: auto, reference, chunked, numba or triton.
         device: cpu, cuda, ...; by default cuda if there is one.
     """
-    return {"checkpoint": checkpoint, "images": images, "top": top, "backend": backend, "device": device}
+    return {"files": files, "top": top, "backend": backend, "device": device}
+
+
+def checkpoint_and_images(files: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """(what names the images, the images): the first file is a checkpoint unless it is an image."""
+    from minivim.data.images import is_image
+    from minivim.models.checkpoints import load_extra, shipped
+
+    if not files:
+        raise ValueError("files is empty; it must name at least one image file")
+    if not is_image(files[0]):
+        return files[0], files[1:]
+    weights = shipped()
+    classes = ", ".join(load_extra(weights)["classes"])
+    print(f"minivim: the Vim that is shipped knows {classes}", file=sys.stderr)
+    return str(weights), files
 
 
 def predict(flags: dict) -> None:
@@ -106,8 +121,8 @@ def predict(flags: dict) -> None:
     from minivim.train import predict
 
     check_whole("top", flags["top"])
-    images = flags.pop("images")
-    found = predict(flags.pop("checkpoint"), images, **flags)
+    checkpoint, images = checkpoint_and_images(flags.pop("files"))
+    found = predict(checkpoint, images, **flags)
     width = max(len(printable(image)) for image in images)
     for image, classes in zip(images, found, strict=True):
         line = "  ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
@@ -192,21 +207,27 @@ def grade(flags: dict) -> None:
 
 
 def export_flags(checkpoint: str, file: str, /) -> dict:
-    """Write a model as an ONNX file, for whatever runs ONNX without PyTorch.
+    """Write a model as an ONNX file, for whatever runs ONNX without PyTorch, or its weights at half the size.
 
     Args:
         checkpoint: A file written by minivim train, or an official one.
-        file: The file to write, NAME.onnx.
+        file: The file to write: NAME.onnx, or NAME.safetensors, the weights in bfloat16.
     """
     return {"checkpoint": checkpoint, "file": file}
 
 
 def export(flags: dict) -> None:
     """Write the file, and print what is in it."""
-    from minivim.models.checkpoints import load_any
+    from minivim.models import checkpoints
+
+    model, extra = checkpoints.load_any(flags["checkpoint"])
+    if flags["file"].endswith(".safetensors"):
+        checkpoints.save(model.bfloat16(), flags["file"], extra)
+        count, size = sum(p.numel() for p in model.parameters()), Path(flags["file"]).stat().st_size
+        print(printable(f"{flags['file']}: {size / 1e6:.1f} MB, {count:,} weights in bfloat16"))
+        return
     from minivim.models.export import describe, export_onnx
 
-    model, extra = load_any(flags["checkpoint"])
     export_onnx(model, flags["file"], extra)
     print(printable(describe(model, flags["file"])))
 
@@ -234,7 +255,7 @@ COMMANDS = {
     "predict": Command(
         "Name what is in pictures",
         predict,
-        ("minivim predict runs/photos/best.safetensors cat.jpg dog.jpg --top 1",),
+        ("minivim predict cat.jpg", "minivim predict runs/photos/best.safetensors cat.jpg dog.jpg --top 1"),
         lambda: predict_flags,
     ),
     "models": Command("List the models: parameters, tokens, image size", models, ("minivim models",)),
@@ -250,9 +271,10 @@ COMMANDS = {
         lambda: grade_flags,
     ),
     "export": Command(
-        "Write a model as an ONNX file, for whatever runs ONNX without PyTorch",
+        "Write a model as an ONNX file, for whatever runs ONNX without PyTorch, or its weights at half the size",
         export,
-        ("minivim export runs/photos/best.safetensors photos.onnx",),
+        ("minivim export runs/photos/best.safetensors photos.onnx",
+         "minivim export runs/photos/best.safetensors photos.safetensors"),
         lambda: export_flags,
     ),
 }  # fmt: skip

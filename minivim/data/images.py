@@ -208,3 +208,15 @@ def _suffixes() -> frozenset[str]:
 def is_image_name(path: str | os.PathLike) -> bool:
     """Whether a file's suffix is one that Pillow can read."""
     return os.path.splitext(path)[1].lower() in _suffixes()
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a file is an image, by its name or, where that says nothing, by its first bytes."""
+    image = require("PIL.Image", "train")
+    if is_image_name(path):
+        return True
+    try:
+        with image.open(path):
+            return True
+    except Exception:  # it is not there, or no image; a damaged one makes Pillow raise almost anything
+        return False

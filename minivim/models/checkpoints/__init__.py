@@ -13,6 +13,7 @@ from minivim.models.checkpoints.own import (
     rebuild,
     save,
 )
+from minivim.models.checkpoints.shipped import shipped
 
 __all__ = [
     "CLASSES",
@@ -28,5 +29,6 @@ __all__ = [
     "read_file",
     "rebuild",
     "save",
+    "shipped",
     "to_official",
 ]

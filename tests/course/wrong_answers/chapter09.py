@@ -92,6 +92,21 @@ def bad(records, largest, leaves=None, order=list, last=False, first=0):
     return (found[-1] if last else found[0]) if found else None
 
 
+def by_layer(records, largest):
+    """The layers are walked through first, the steps of each then."""
+    names = dict.fromkeys(name for record in records for name in record)
+    found = [
+        (step, n) for n in names for step, record in enumerate(records) if n in record and not record[n] <= largest
+    ]
+    return found[0] if found else None
+
+
+def largest_of_step(records, largest):
+    """The right step, and in it the layer with the largest number."""
+    first = bad(records, largest)
+    return first and (first[0], max(records[first[0]], key=records[first[0]].get))
+
+
 WRONG = {
     "09.1": [
         (lambda train, val, K: word(train, val, K, order=RULES[1:]), "NaN makes every comparison False"),
@@ -105,6 +120,16 @@ WRONG = {
             "asked before underfitting",
         ),
         (lambda train, val, K: word(train, val, K, fall=train), "looks at the validation loss"),
+        (
+            lambda train, val, K: word(train, val, K, order=("broken", "overfitting", "not learning", "underfitting")),
+            "asked before overfitting",
+        ),
+        (lambda train, val, K: word(train, val, K, shown=val[-1]), "looks at the training loss"),
+        (lambda train, val, K: word(train, val, K, shown=train[-1] * math.log(10)), "natural"),
+        (
+            lambda train, val, K: word(train, val, K, losses=[x for x in (*train, *val) if not math.isinf(x)]),
+            "infinity is broken",
+        ),
     ],
     "09.2": [
         (lambda K, smoothing: bounds(K, smoothing, log=math.log2), "natural"),
@@ -133,6 +158,8 @@ WRONG = {
         (lambda e, m: bits(e, m, gap=1), "the leading 1"),
         (lambda e, m: bits(m, e), "exchanged"),
         (lambda e, m: (bits(e, m)[1], bits(e, m)[0], bits(e, m)[2]), "the order is"),
+        (lambda e, m: bits(e, m, top=1, low=-1), "the bias is"),
+        (lambda e, m: bits(e, m, top=(2 ^ (e - 1)) - 2 ** (e - 1), low=2 ** (e - 1) - (2 ^ (e - 1))), "a power is"),
     ],
     "09.4": [
         (lambda N, rates, decay: -kept(rates, decay) * torch.exp(logs(N)), "it is A_log that decays"),
@@ -165,6 +192,7 @@ WRONG = {
             ],
             "not only biases",
         ),
+        (lambda shapes: [n for n in shapes if n.endswith("weight") and "norm" not in n], "not every norm is called"),
     ],
     "09.6": [
         (lambda one, other: difference(one, other, way=-1), "other - one"),
@@ -185,6 +213,9 @@ WRONG = {
         (lambda side, steps: seen(side, steps, crops="last"), "every crop counts"),
         (lambda side, steps: (min([side, *(n for name, n in steps if name != "pad")]) / side) ** 2, "is seen whole"),
         (lambda side, steps: 1.0 if steps[-1][0] == "resize" else seen(side, steps), "brings nothing back"),
+        (lambda side, steps: 100 * seen(side, steps), "not in percent"),
+        (lambda side, steps: (30 / 20) ** 2 if steps == [("pad", 10), ("crop", 30)] else seen(side, steps), "not more"),
+        (lambda side, steps: 1.0 if steps[0] == ("crop", 10) else seen(side, steps), "does not come back"),
     ],
     "09.8": [
         (lambda records, largest: bad(records, largest, lambda value: value > largest), "NaN > largest is False"),
@@ -194,5 +225,7 @@ WRONG = {
         (lambda records, largest: bad(records, largest, order=sorted), "not of the alphabet"),
         (lambda records, largest: bad(records, largest, last=True), "the first one is the cause"),
         (lambda records, largest: bad(records, largest, first=1), "count from 0"),
+        (by_layer, "all layers of a step"),
+        (largest_of_step, "not the largest of its step"),
     ],
 }
