@@ -14,8 +14,8 @@ from minivim.preparation import Preparation
 FRESH = ("paper", "official")  # what `init` may be beside a file
 # The fields of a run that are the file's own.
 SHAPE = (
-    "model", "patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "pos_embed", "directions",
-    "scan_order",
+    "model", "patch_size", "stride", "embed_dim", "depth", "expand", "state_dim", "cls_token", "pos_embed",
+    "directions", "scan_order",
 )  # fmt: skip
 
 
@@ -31,8 +31,7 @@ class Pretrained:
     @property
     def shape(self) -> dict:
         """The fields of a run that the file decides; one that this kind of model does not have is left out."""
-        config = self.model.config
-        return {"model": self.name} | {name: getattr(config, name) for name in SHAPE if hasattr(config, name)}
+        return {"model": self.name} | shape_of(self.model.config)
 
     @property
     def img_size(self) -> int | None:
@@ -44,6 +43,12 @@ class Pretrained:
         """Whether its head tells these classes apart; one without names, as many."""
         named = self.classes is None or self.classes == list(classes)
         return named and self.model.num_classes == len(classes)
+
+
+def shape_of(config: BackboneConfig, wanted: Mapping | None = None) -> dict:
+    """What of SHAPE a configuration has, or is wanted instead; the stride as a number even where it is the patch's."""
+    shape = {name: (wanted or {}).get(name, getattr(config, name)) for name in SHAPE if hasattr(config, name)}
+    return shape | {"stride": shape["stride"] or shape["patch_size"]}
 
 
 def weights_file(init: str | None) -> str | None:
@@ -85,12 +90,11 @@ def registered_name(model: Backbone, recipe: object) -> str:
 
 def is_shaped(wanted: Mapping, pretrained: Pretrained) -> bool:
     """Whether the model that is wanted is the file's: by its name, or since it is built alike with the sizes wanted."""
-    name, shape = wanted.get("model"), pretrained.shape
+    name = wanted.get("model")
     if name == pretrained.name or name not in MODELS:
         return name == pretrained.name
     model_class, config_class, changes = MODELS[name]
-    registered = config_class(**changes)
-    alike = all(wanted.get(field, getattr(registered, field, None)) == shape.get(field) for field in SHAPE[1:])
+    alike = shape_of(config_class(**changes), wanted) == shape_of(pretrained.model.config)
     return alike and model_class is type(pretrained.model)
 
 

@@ -92,6 +92,8 @@ class TrainConfig:
     """Side of the images in pixels; None: their own."""
     patch_size: int | None = None
     """Side of a patch in pixels; None: the model's own."""
+    stride: int | None = None
+    """Pixels from one patch to the next, where patches overlap below their side; None: the model's own."""
     embed_dim: int | None = None
     """Model width D; None: the model's own."""
     depth: int | None = None
@@ -267,7 +269,8 @@ RANGES = {
     "crop": (0, 256), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, LARGEST_SIDE),
     "jitter": (0, 1), "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, 1000), "cutmix": (0, 1000),
     "crop_scale": (0.001, 1), "img_size": (1, LARGEST_SIDE), "patch_size": (1, LARGEST_SIDE),
-    "embed_dim": (1, 65536), "depth": (1, 1024), "expand": (1, 64), "state_dim": (1, 4096),
+    "stride": (1, LARGEST_SIDE), "embed_dim": (1, 65536), "depth": (1, 1024), "expand": (1, 64),
+    "state_dim": (1, 4096),
     "drop_path": (0, 0.99), "threads": (1, MOST_THREADS), "workers": (0, MOST_WORKERS), "eval_every": (1, None),
     "save_seconds": (0, None), "seed": (0, 2**63 - 1), "accumulate": (1, None),
 }  # fmt: skip

@@ -31,9 +31,9 @@ CHANGES = {
     "preset": "shapes", "model": "deit_tiny_patch4_32", "seed": 1, "epochs": 4, "batch_size": 40, "lr": 1e-2,
     "lr_end": 0.9, "layer_decay": 0.5, "warmup": 0.5, "weight_decay": 0.5, "beta2": 0.9, "grad_clip": 1e-3,
     "ema": 0.1, "bf16": True, "crop": 2, "flip": 1.0, "rotate": 30.0, "zoom": 0.4, "shift": 2.0, "jitter": 0.8,
-    "erase": 1.0, "smoothing": 0.5, "mixup": 1.0, "cutmix": 1.0, "patch_size": 2, "embed_dim": 48, "depth": 2,
-    "expand": 1, "state_dim": 4, "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake",
-    "init": "official", "drop_path": 0.9,
+    "erase": 1.0, "smoothing": 0.5, "mixup": 1.0, "cutmix": 1.0, "patch_size": 2, "stride": 2,
+    "embed_dim": 48, "depth": 2, "expand": 1, "state_dim": 4, "cls_token": "head", "pos_embed": False, "directions": 1,
+    "scan_order": "snake", "init": "official", "drop_path": 0.9,
 }  # fmt: skip
 # Where images come from, how it is computed, what is written: each has its test, test_FIELD_..., below.
 ELSEWHERE = {

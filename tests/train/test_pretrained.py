@@ -170,9 +170,19 @@ def test_the_name_is_the_recipes_or_that_of_the_nearest_registered_model(tmp_pat
 
 
 OTHER = {
-    "model": "deit_tiny_patch4_32", "patch_size": 2, "embed_dim": 24, "depth": 3, "expand": 1, "state_dim": 4,
-    "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake",
+    "model": "deit_tiny_patch4_32", "patch_size": 2, "stride": 2, "embed_dim": 24, "depth": 3, "expand": 1,
+    "state_dim": 4, "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake",
 }  # fmt: skip
+
+
+def test_the_stride_is_the_files_also_where_it_is_the_patchs_side(file, tmp_path):
+    assert resolve(TrainConfig(init=file, stride=4)).stride == resolve(TrainConfig(init=file)).stride == 4
+    fine = written(tmp_path / "fine.safetensors", stride=2)
+    assert resolve(TrainConfig(init=fine)).stride == 2
+    with pytest.raises(ValueError, match="^model is 'vim_tiny_patch4_32'; it must be 'vim_nano_patch2_8', as in init"):
+        resolve(TrainConfig(init=fine, model="vim_tiny_patch4_32", embed_dim=16, depth=2))
+    sizes = {"embed_dim": 16, "depth": 2, "patch_size": 4, "stride": 2}
+    assert resolve(TrainConfig(init=fine, model="vim_tiny_patch4_32", **sizes)).stride == 2
 
 
 @pytest.mark.parametrize("field", OTHER)
