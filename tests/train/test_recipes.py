@@ -18,8 +18,8 @@ def test_every_preset_resolves_to_a_complete_configuration_and_explicit_fields_w
         if name not in ("epochs", "data"):
             assert getattr(config, name) == value
     optional = {"img_size", "patch_size", "stride", "embed_dim", "depth", "expand", "state_dim", "cls_token"}
-    optional |= {"device", "threads"}
-    optional |= {"pos_embed", "directions", "scan_order", "init", "classes", "image_column", "label_column"}
+    optional |= {"device", "threads", "label_column"}
+    optional |= {"pos_embed", "directions", "scan_order", "init", "classes", "in_memory", "image_column"}
     assert {name for name, value in vars(config).items() if value is None} <= optional
 
 
@@ -51,7 +51,7 @@ def test_patches_overlap_at_a_smaller_stride():
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "base"])
 def test_every_preset_builds_its_model(preset):
-    size = {"digits": 8, "imagenet": 224}.get(preset, 32)
+    size = {"digits": 8, "imagenet": 224, "imagenet_finetune": 224}.get(preset, 32)
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     labels = torch.tensor([0, 1])
     data = ImageData("x", images, labels, images, labels, ("a", "b", "c"), (0.5,) * 3, (0.5,) * 3)
