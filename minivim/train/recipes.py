@@ -32,8 +32,8 @@ class TrainConfig:
     label_column: str | None = None
     """The column of a table that holds the labels, as coarse_label of cifar100; None: the only one."""
     preset: str | None = None
-    """Defaults for all other fields: base, digits, shapes, cifar10, cifar10_cpu, imagenet, imagenet_finetune; None: by
-    the data's name."""
+    """Defaults for all other fields: base, digits, shapes, cifar10, cifar100, cifar10_cpu, cifar10_cpu_long,
+    imagenet, imagenet_finetune; None: by the data's name."""
     model: str | None = None
     """A name from `minivim models`, Vim or DeiT."""
     out: str | None = None
@@ -152,6 +152,11 @@ BASE = TrainConfig(
     workers=2, eval_every=1, save_seconds=30.0, tensorboard=False, progress=True, accumulate=1, freeze=False,
 )  # fmt: skip
 
+CIFAR = TrainConfig(
+    model="vim_tiny_patch4_32", epochs=100, batch_size=256, lr=2e-3, warmup=0.05, crop=4, erase=0.25, jitter=0.2,
+    drop_path=0.1, mixup=0.8, cutmix=1.0, ema=0.999, bf16=True,
+)  # fmt: skip
+
 PRESETS = {
     "base": TrainConfig(),
     "digits": TrainConfig(
@@ -160,13 +165,15 @@ PRESETS = {
     "shapes": TrainConfig(
         model="vim_tiny_patch4_32", embed_dim=64, depth=2, epochs=10, lr=3e-3, ema=0.98, crop=2,
     ),
-    "cifar10": TrainConfig(
-        model="vim_tiny_patch4_32", epochs=200, batch_size=128, crop=4, erase=0.25, jitter=0.2, drop_path=0.1,
-        mixup=0.8, cutmix=1.0, ema=0.9995,
-    ),
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
     "cifar10_cpu": TrainConfig(
         model="vim_tiny_patch4_32", img_size=32, embed_dim=96, depth=4, expand=1, state_dim=4, epochs=5, lr=5e-3,
         val_share=0.02, beta2=0.98, crop=2, ema=0.998, smoothing=0.0,
+    ),
+    "cifar10_cpu_long": TrainConfig(
+        model="vim_tiny_patch4_32", img_size=32, embed_dim=144, depth=5, expand=1, state_dim=4, cls_token="none",
+        epochs=20, lr=3e-3, warmup=0.05, val_share=0.02, beta2=0.98, crop=4, ema=0.998,
     ),
     "imagenet": TrainConfig(
         model="vim_tiny_patch16_224", img_size=224, epochs=300, batch_size=1024, warmup=1 / 60, ema=0.99996,
@@ -223,10 +230,19 @@ def merged(wanted: dict, saved: dict) -> dict:
         check_shape(wanted, pretrained)
         preset = {name: value for name, value in preset.items() if name not in SHAPE} | pretrained.grid
         saved = saved | pretrained.shape | {"init": file}
-    fields = {**given(BASE), **preset, **saved, **wanted}
-    if fields["freeze"]:  # a block that does not learn is not regularised
-        fields["drop_path"] = wanted.get("drop_path", 0.0)
-    return fields
+    merged = {**given(BASE), **preset, **saved, **wanted}
+    if merged["freeze"]:  # a block that does not learn is not regularised
+        merged["drop_path"] = wanted.get("drop_path", 0.0)
+    foreign = preset.keys() & set(SHAPE) - wanted.keys() - saved.keys() - fields_of(merged["model"])
+    return {name: value for name, value in merged.items() if name not in foreign}
+
+
+def fields_of(model: str) -> set[str]:
+    """What can be set about a model's shape, its name included; of an unknown one, whatever there is."""
+    if model not in MODELS:
+        return set(SHAPE)
+    _, config_class, _ = MODELS[model]
+    return {"model"} | {field.name for field in fields(config_class)}
 
 
 def check_frozen(config: TrainConfig) -> None:

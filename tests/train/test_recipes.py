@@ -27,6 +27,7 @@ def test_the_preset_is_the_datas_own_unless_one_is_named():
     assert resolve(TrainConfig()).preset == "digits"
     assert resolve(TrainConfig(data="cifar10")).preset == "cifar10"
     assert resolve(TrainConfig(data="cifar10", preset="cifar10_cpu")).preset == "cifar10_cpu"
+    assert resolve(TrainConfig(data="cifar100")).preset == "cifar100"
     assert resolve(TrainConfig(data="a/folder")).preset == "base"
 
 
@@ -47,6 +48,15 @@ def test_patches_overlap_at_a_smaller_stride():
     assert model.config.grid_shape == (7, 7) and model.forward_features(torch.zeros(1, 3, 32, 32)).shape[1] == 49 + 1
     with pytest.raises(ValueError, match="img_size is 32; each side must be patch_size 8 plus a multiple of stride 5"):
         build_model(resolve(TrainConfig(**sizes | {"stride": 5})), data)
+
+
+def test_a_preset_of_a_vim_serves_a_deit_without_what_only_a_vim_has(small_data):
+    config = resolve(TrainConfig(preset="cifar10_cpu", model="deit_tiny_patch4_32", img_size=8))
+    assert (config.expand, config.state_dim) == (None, None) and PRESETS["cifar10_cpu"].expand == 1
+    assert build_model(config, small_data).config.embed_dim == PRESETS["cifar10_cpu"].embed_dim
+    asked = resolve(TrainConfig(preset="cifar10_cpu", model="deit_tiny_patch4_32", expand=2))
+    with pytest.raises(ValueError, match="^expand is 2, but DeiTConfig has no such field"):
+        build_model(asked, small_data)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "base"])
