@@ -42,6 +42,7 @@ FLAGS = {  # a command line's beginning, and what its flags build
     "grade NOTEBOOK": cli.COMMANDS["grade"].target(),
     "bench scan --rounds 1 --shape 1,2,3 --no-memory": cli.BENCHES["scan"].target(),
     "bench model --rounds 1 --model vim_nano_patch2_8 --no-memory": cli.BENCHES["model"].target(),
+    "bench data --data digits": cli.BENCHES["data"].target(),
 }
 SINGLE = (
     "", " ", "fly", "--fly", "-x", "\ud800", "train extra", "train --epochs", "train --lr --epochs 3",

@@ -84,6 +84,7 @@ def test_version_is_the_installed_one(capsys):
         ["bench"],
         ["bench", "scan"],
         ["bench", "model"],
+        ["bench", "data"],
     ],
 )
 def test_each_command_explains_its_flags(capsys, command):

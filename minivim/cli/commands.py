@@ -163,14 +163,22 @@ def model_bench() -> type:
     return ModelBench
 
 
+def data_bench() -> type:
+    """What the flags of `bench data` build."""
+    from minivim.bench import DataBench
+
+    return DataBench
+
+
 def bench(config: Any) -> None:
     """Measure, print the table, write the files."""
-    from minivim.bench import ScanBench, bench_model, bench_scan
+    from minivim.bench import DataBench, ModelBench, ScanBench, bench_data, bench_model, bench_scan
     from minivim.bench.report import table
 
     config.check()
     config.out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement rather than after it
-    report = bench_scan(config) if isinstance(config, ScanBench) else bench_model(config)
+    measured: dict = {ScanBench: bench_scan, ModelBench: bench_model, DataBench: bench_data}
+    report = measured[type(config)](config)
     print(printable(table(report), kept="\n"))
     print("written:", *(printable(str(path)) for path in report.save(config.out)))
 
@@ -262,7 +270,7 @@ COMMANDS = {
     "doctor": Command(
         "Say what runs here: versions, devices, backends; test each backend", doctor, ("minivim doctor",)
     ),
-    "bench": Command("Measure speed and memory: bench scan, bench model", bench),
+    "bench": Command("Measure speed and memory: bench scan, bench model, bench data", bench),
     "grade": Command(
         "Grade the exercises of a class. A submission runs with your rights: use a container for people you do not "
         "trust",
@@ -291,5 +299,11 @@ BENCHES = {
         bench,
         ("minivim bench model", "minivim bench model --img-size 224 --img-size 512 --threads 1"),
         model_bench,
+    ),
+    "data": Command(
+        "Time images on their way from files to the model, for each number of workers, beside a training step",
+        bench,
+        ("minivim bench data --data photos", "minivim bench data --data photos --workers 4 --workers 8 --device cuda"),
+        data_bench,
     ),
 }

@@ -72,6 +72,7 @@ def load_data(
     val_share: float = 0.0,
     train_share: float = 1.0,
     classes: int | str | os.PathLike | None = None,
+    in_memory: bool | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageData:
@@ -87,6 +88,8 @@ def load_data(
     train_share: the share of the training images of each class, from 0.0001 to 1, one image at least, that is kept,
     before a validation part is cut off it; a smaller share is a part of a larger one, on every machine.
     classes: only some classes: the first N, or a text file that names one a line and so gives their order.
+    in_memory: whether files are decoded at once, into a tensor, or each when it is asked for; None: at once if all take
+    4 GiB at most.
     image_column, label_column: which columns of a table to read; None: the only ones of their kind.
     Raises ValueError for a set that cannot be used, FileNotFoundError for a missing folder, ConnectionError when the
     hub cannot be reached and the set is not in its cache. Warns of what is left out.
@@ -108,7 +111,7 @@ def load_data(
         parts = {part: only_classes(content, numbers, len(names)) for part, content in parts.items()}
         names = [names[number] for number in numbers]
     parts = with_validation(with_less_training(parts, train_share), val_share)
-    return _bundle(name, parts, tuple(names), img_size, crop)
+    return _bundle(name, parts, tuple(names), img_size, crop, in_memory)
 
 
 def _read(name: str, columns: Columns) -> tuple[dict[str, Part], Sequence[str]]:
@@ -129,9 +132,14 @@ def _read(name: str, columns: Columns) -> tuple[dict[str, Part], Sequence[str]]:
 
 
 def _bundle(
-    name: str, parts: dict[str, Part], classes: tuple[str, ...], img_size: int | tuple[int, int] | None, crop: float
+    name: str,
+    parts: dict[str, Part],
+    classes: tuple[str, ...],
+    img_size: int | tuple[int, int] | None,
+    crop: float,
+    in_memory: bool | None,
 ) -> ImageData:
-    """Decode the images if memory allows it, and measure the mean and the standard deviation."""
+    """Decode the images if memory allows it or it is wanted, and measure the mean and the standard deviation."""
     train = parts["train"]
     if len(train.labels.unique()) < 2:
         raise ValueError(
@@ -139,11 +147,12 @@ def _bundle(
         )
     first = train.items[0]
     size = img_size or (first.shape[-1] if isinstance(first, Tensor) else min(read_image(first).size))
-    total = sum(len(part.labels) for part in parts.values())
+    bytes_of_all = 3 * math.prod(sides(size)) * sum(len(part.labels) for part in parts.values())
     images: dict[str, Any]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    if not isinstance(first, Tensor) and 3 * math.prod(sides(size)) * total > IN_MEMORY_BYTES:
+    at_once = bytes_of_all <= IN_MEMORY_BYTES if in_memory is None else in_memory
+    if not isinstance(first, Tensor) and not at_once:
         undecoded: dict[str, Any] = {part: content.items for part, content in parts.items()}
         images = {part: LazyImages(items, size, crop=crop) for part, items in undecoded.items()}
         mean, std = IMAGENET_MEAN, IMAGENET_STD

@@ -340,15 +340,16 @@ class Backbone(nn.Module):
         return tokens
 
     @torch.no_grad()
-    def resize_to(self, height: int, width: int) -> "Backbone":
-        """Adapt the model, in place, to images of height x width pixels; returns it.
+    def resize_to(self, height: int, width: int, stride: int | None = None) -> "Backbone":
+        """Adapt the model, in place, to images of height x width pixels, or to another stride too; returns it.
 
         The patches' position embeddings are interpolated bicubically on their grid; those of the class tokens are taken
         out first and put back at their new places. At the present size nothing changes. `pos_embed` becomes a new
         parameter, so build the optimizer afterwards. Raises ValueError for a size that the patches do not tile.
         """
         old = self.config
-        new = replace(old, img_size=height if height == width else (height, width))
+        stride = old.stride if stride in (None, old.patch_stride) else stride
+        new = replace(old, img_size=height if height == width else (height, width), stride=stride)
         if self.pos_embed is not None and new.grid_shape != old.grid_shape:
             tokens = take_tokens(self.pos_embed, old.cls_positions)
             patches = remove_tokens(self.pos_embed, old.cls_positions)
@@ -358,6 +359,8 @@ class Backbone(nn.Module):
                 rearrange(grid, "B D rows columns -> B (rows columns) D"), tokens, new.cls_positions
             )
             self.pos_embed = nn.Parameter(resized.contiguous(), requires_grad=self.pos_embed.requires_grad)
+        if new.patch_stride != old.patch_stride:
+            self.patch_embed.proj.stride = (new.patch_stride, new.patch_stride)
         self.config = self.patch_embed.config = new
         return self
 

@@ -100,7 +100,9 @@ class Trainer:
         self.next_look, self.looked_at = 0, time.monotonic()
         self.images = data.train_images
         if isinstance(self.images, LazyImages):
-            self.images = LazyImages(self.images.items, data.img_size, crop_scale=config.crop_scale, seed=config.seed)
+            self.images = LazyImages(
+                self.images.items, data.img_size, crop=config.eval_crop, crop_scale=config.crop_scale, seed=config.seed
+            )
 
     def _build_model(self) -> Backbone:
         """The model as the state of the resumed run describes it, which needs no file of weights, else a new one."""
@@ -376,8 +378,8 @@ def _train(config: TrainConfig, team: Team) -> TrainResult:
     if config.compile:
         check_compiler(team.device)
     data = load_data(
-        config.data, img_size=config.img_size, val_share=config.val_share, train_share=config.train_share,
-        classes=config.classes,
+        config.data, img_size=config.img_size, crop=config.eval_crop, val_share=config.val_share,
+        train_share=config.train_share, classes=config.classes, in_memory=config.in_memory,
         image_column=config.image_column, label_column=config.label_column,
     )  # fmt: skip
     trainer = Trainer(config, data, team)

@@ -12,7 +12,7 @@ from minivim.models.registry import MODELS
 from minivim.preparation import Preparation
 
 FRESH = ("paper", "official")  # what `init` may be beside a file
-# The fields of a run that are the file's own.
+# The fields of a run that are the file's own; img_size and stride are so unless they are given.
 SHAPE = (
     "model", "patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "pos_embed", "directions",
     "scan_order",
@@ -35,10 +35,10 @@ class Pretrained:
         return {"model": self.name} | {name: getattr(config, name) for name in SHAPE if hasattr(config, name)}
 
     @property
-    def img_size(self) -> int | None:
-        """The side of the images that it was trained on, None if they are no squares."""
+    def grid(self) -> dict:
+        """img_size, the side of the images that it was trained on, None if they are no squares, and stride."""
         height, width = self.model.config.image_shape
-        return height if height == width else None
+        return {"img_size": height if height == width else None, "stride": self.model.config.patch_stride}
 
     def has(self, classes: Sequence[str]) -> bool:
         """Whether its head tells these classes apart; one without names, as many."""
@@ -89,8 +89,9 @@ def is_shaped(wanted: Mapping, pretrained: Pretrained) -> bool:
     if name == pretrained.name or name not in MODELS:
         return name == pretrained.name
     model_class, config_class, changes = MODELS[name]
-    registered = config_class(**changes)
+    registered, stride = config_class(**changes), pretrained.grid["stride"]
     alike = all(wanted.get(field, getattr(registered, field, None)) == shape.get(field) for field in SHAPE[1:])
+    alike = alike and ("stride" in wanted or (registered.stride or shape["patch_size"]) == stride)
     return alike and model_class is type(pretrained.model)
 
 
@@ -104,31 +105,38 @@ def check_shape(wanted: Mapping, pretrained: Pretrained) -> None:
             raise ValueError(f"{name} is {shown(wanted[name])}; it must {theirs}, as in init, {shown(pretrained.file)}")
 
 
-def tuned_model(file: str, data: ImageData, drop_path: float) -> tuple[Backbone, str]:
+def tuned_model(
+    file: str, data: ImageData, *, drop_path: float, stride: int | None = None, crop: float = 1.0
+) -> tuple[Backbone, str]:
     """(a model that starts from a file's weights, for these images and classes; in words, what of it is the file's).
 
     Its head is fresh unless the file's classes are those of the data. Its position embedding is resized where the size
-    differs, and images are normalised with the file's mean and std, which its first layer knows; never cropped.
+    or the stride differs, and images are normalised with the file's mean and std, which its first layer knows, and
+    evaluated on their centre as `crop` says, whatever the file says.
     """
     pretrained = read_pretrained(file)
     before, keeps_head = pretrained.model.config, pretrained.has(data.classes)
-    old = pretrained.model.resize_to(data.img_size, data.img_size)
+    old = pretrained.model.resize_to(data.img_size, data.img_size, stride)
     model = type(old)(replace(old.config, num_classes=len(data.classes), drop_path_rate=drop_path))
     taken = {name: tensor for name, tensor in old.state_dict().items() if keeps_head or not name.startswith("head.")}
     model.load_state_dict(model.state_dict() | taken)
     known = old.preparation or Preparation(mean=data.mean, std=data.std)
-    model.preparation = Preparation(mean=known.mean, std=known.std)
+    model.preparation = Preparation(mean=known.mean, std=known.std, crop_pct=crop)
     head = "its head" if keeps_head else f"a new head for {model.num_classes} classes (it has {old.num_classes})"
     statistics = "its mean and std" if old.preparation else "mean and std of these images"
     return model, f"starts from {listed([file])}: {head}, {resizing(before, model.config)}{statistics}"
 
 
 def resizing(before: BackboneConfig, after: BackboneConfig) -> str:
-    """What another size of image changes, in words; "" for the same."""
-    if before.image_shape == after.image_shape:
-        return ""
-    old, new = (f"{height}x{width}" for height, width in (before.image_shape, after.image_shape))
-    return f"{'position embedding resized' if after.pos_embed else 'images'} from {old} to {new} pixels, "
+    """What another size of image and another stride change, in words; "" for the same."""
+    changes = []
+    if before.image_shape != after.image_shape:
+        old, new = (f"{height}x{width}" for height, width in (before.image_shape, after.image_shape))
+        changes.append(f"from {old} to {new} pixels")
+    if before.patch_stride != after.patch_stride:
+        changes.append(f"from stride {before.patch_stride} to {after.patch_stride}")
+    what = "position embedding resized" if after.pos_embed else "input"
+    return f"{what} {' and '.join(changes)}, " if changes else ""
 
 
 def freeze_backbone(model: Backbone) -> None:

@@ -25,13 +25,15 @@ class TrainConfig:
     """Share of the training images of each class that is used at all, validation included: as if there were no more."""
     classes: int | str | None = None
     """Only some classes: the first N, or those in a text file, one a line, in its order."""
+    in_memory: bool | None = None
+    """Decode all images once, into memory, not each time anew in workers; None: if they take 4 GiB at most."""
     image_column: str | None = None
     """The column of a table that holds the images; None: the only one."""
     label_column: str | None = None
     """The column of a table that holds the labels, as coarse_label of cifar100; None: the only one."""
     preset: str | None = None
     """Defaults for all other fields: base, digits, shapes, cifar10, cifar100, cifar10_cpu, cifar10_cpu_long,
-    imagenet; None: by the data's name."""
+    imagenet, imagenet_finetune; None: by the data's name."""
     model: str | None = None
     """A name from `minivim models`, Vim or DeiT."""
     out: str | None = None
@@ -87,12 +89,16 @@ class TrainConfig:
     cutmix: float | None = None
     """Cutmix's alpha; 0: none."""
     crop_scale: float | None = None
-    """Smallest area of a random resized crop; only for sets too large for memory."""
+    """Smallest area of a random resized crop; only for sets that are not in memory."""
+    eval_crop: float | None = None
+    """Share of the side that an image's centre keeps in evaluation, and wherever else no crop is drawn; 1: all."""
 
     img_size: int | None = None
     """Side of the images in pixels; None: their own."""
     patch_size: int | None = None
     """Side of a patch in pixels; None: the model's own."""
+    stride: int | None = None
+    """Pixels from one patch to the next, where patches overlap below their side; None: the model's own."""
     embed_dim: int | None = None
     """Model width D; None: the model's own."""
     depth: int | None = None
@@ -111,8 +117,8 @@ class TrainConfig:
     """The order in which a Vim reads the patches: rows, columns, snake; None: the model's own."""
     init: str | None = None
     """A file of weights to start from, ours or an official Vim's, whose shape the model then has, and, unless given,
-    whose image size. Without a file a Vim's first step sizes: paper, both ways, or official, forward only; None: the
-    model's own."""
+    whose image size and stride. Without a file a Vim's first step sizes: paper, both ways, or official, forward only;
+    None: the model's own."""
     freeze: bool | None = None
     """Train the head alone, on the features of the weights that `init` gives."""
     drop_path: float | None = None
@@ -127,7 +133,7 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; None: PyTorch's own choice."""
     workers: int | None = None
-    """Processes that decode images; only for sets too large for memory."""
+    """Processes that decode images, for each process that trains; only for sets that are not in memory."""
     eval_every: int | None = None
     """Evaluate after every this many epochs, and after the last one."""
     save_seconds: float | None = None
@@ -142,8 +148,8 @@ BASE = TrainConfig(
     data="digits", val_share=0.1, train_share=1.0, model="vim_tiny_patch16_224", resume=False, seed=0,
     epochs=30, batch_size=64, lr=1e-3, lr_end=0.01, layer_decay=1.0, warmup=0.1, weight_decay=0.05, beta2=0.999,
     grad_clip=1.0, ema=0.999, bf16=False, crop=0, flip=0.5, rotate=0.0, zoom=0.0, shift=0.0, jitter=0.0, erase=0.0,
-    smoothing=0.1, mixup=0.0, cutmix=0.0, crop_scale=0.08, drop_path=0.0, backend="auto", compile=False, workers=2,
-    eval_every=1, save_seconds=30.0, tensorboard=False, progress=True, accumulate=1, freeze=False,
+    smoothing=0.1, mixup=0.0, cutmix=0.0, crop_scale=0.08, eval_crop=1.0, drop_path=0.0, backend="auto", compile=False,
+    workers=2, eval_every=1, save_seconds=30.0, tensorboard=False, progress=True, accumulate=1, freeze=False,
 )  # fmt: skip
 
 CIFAR = TrainConfig(
@@ -171,10 +177,14 @@ PRESETS = {
     ),
     "imagenet": TrainConfig(
         model="vim_tiny_patch16_224", img_size=224, epochs=300, batch_size=1024, warmup=1 / 60, ema=0.99996,
-        weight_decay=0.1, jitter=0.3, erase=0.25, mixup=0.8, cutmix=1.0, drop_path=0.1, bf16=True, workers=8,
-        val_share=0.01, save_seconds=300.0,
+        weight_decay=0.1, jitter=0.3, erase=0.25, mixup=0.8, cutmix=1.0, eval_crop=0.875, bf16=True, workers=8,
+        val_share=0.01, save_seconds=300.0, in_memory=False,
     ),
 }  # fmt: skip
+# At a finer stride, as the paper's section 4.1 (long sequence setting): a constant, small rate.
+PRESETS["imagenet_finetune"] = replace(
+    PRESETS["imagenet"], epochs=30, lr=1e-5, lr_end=1.0, warmup=0.0, weight_decay=1e-8
+)
 
 # Fields that a resumed run may change: how it computes, not what; of the data where they are, as the state knows them.
 FREE_ON_RESUME = (
@@ -212,15 +222,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
 def merged(wanted: dict, saved: dict) -> dict:
     """What is wanted, over the resumed run's fields, over what a file of weights says, over the preset and the base."""
     preset, file = given(PRESETS[wanted["preset"]]), weights_file(wanted.get("init", saved.get("init")))
-    goes_on = wanted.get("resume") and (Path(wanted["out"]) / STATE_FILE).exists()
-    if goes_on:  # without a state the run begins, as it is told to
+    if wanted.get("resume") and (Path(wanted["out"]) / STATE_FILE).exists():  # else the run begins, as it is told to
         check_same(wanted, saved)
-    if file:
-        preset = {name: value for name, value in preset.items() if name not in (*SHAPE, "img_size")}
-    if file and not goes_on:  # else the state has shape and weights
+        preset = {}  # the run has all of it; a field that is younger than the run is as the base has it
+    elif file:
         pretrained = read_pretrained(file)
         check_shape(wanted, pretrained)
-        preset |= {"img_size": pretrained.img_size}
+        preset = {name: value for name, value in preset.items() if name not in SHAPE} | pretrained.grid
         saved = saved | pretrained.shape | {"init": file}
     merged = {**given(BASE), **preset, **saved, **wanted}
     if merged["freeze"]:  # a block that does not learn is not regularised
@@ -283,8 +291,9 @@ RANGES = {
     "weight_decay": (0, None), "beta2": (0, 0.9999999), "grad_clip": (0, None), "ema": (0, 0.9999999),
     "crop": (0, 256), "flip": (0, 1), "rotate": (0, 180), "zoom": (0, 0.9), "shift": (0, LARGEST_SIDE),
     "jitter": (0, 1), "erase": (0, 1), "smoothing": (0, 1), "mixup": (0, 1000), "cutmix": (0, 1000),
-    "crop_scale": (0.001, 1), "img_size": (1, LARGEST_SIDE), "patch_size": (1, LARGEST_SIDE),
-    "embed_dim": (1, 65536), "depth": (1, 1024), "expand": (1, 64), "state_dim": (1, 4096),
+    "crop_scale": (0.001, 1), "eval_crop": (0.1, 1), "img_size": (1, LARGEST_SIDE),
+    "patch_size": (1, LARGEST_SIDE), "stride": (1, LARGEST_SIDE), "embed_dim": (1, 65536), "depth": (1, 1024),
+    "expand": (1, 64), "state_dim": (1, 4096),
     "drop_path": (0, 0.99), "threads": (1, MOST_THREADS), "workers": (0, MOST_WORKERS), "eval_every": (1, None),
     "save_seconds": (0, None), "seed": (0, 2**63 - 1), "accumulate": (1, None),
 }  # fmt: skip

@@ -27,16 +27,18 @@ def build_model(config: TrainConfig, data: ImageData) -> Backbone:
 def begin(config: TrainConfig, data: ImageData) -> tuple[Backbone, str]:
     """(the configuration's model, in words where its weights come from: "" for fresh ones)."""
     file = weights_file(config.init)
-    return (fresh_model(config, data), "") if file is None else tuned_model(file, data, config.drop_path)
+    if file is None:
+        return fresh_model(config, data), ""
+    return tuned_model(file, data, drop_path=config.drop_path, stride=config.stride, crop=config.eval_crop)
 
 
 def fresh_model(config: TrainConfig, data: ImageData) -> Backbone:
     """A model with the seed's random weights."""
-    fields = (*SHAPE[1:], "init")  # all but the model's name
+    fields = (*SHAPE[1:], "stride", "init")  # all but the model's name
     overrides = {name: getattr(config, name) for name in fields if getattr(config, name) is not None}
     overrides |= {"img_size": data.img_size, "num_classes": len(data.classes), "drop_path_rate": config.drop_path}
     model = create_model(config.model, **overrides)
-    model.preparation = Preparation(mean=data.mean, std=data.std)  # stored with the weights
+    model.preparation = Preparation(mean=data.mean, std=data.std, crop_pct=config.eval_crop)  # stored with the weights
     return model
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from minivim import VimConfig, VisionMamba, create_model
-from minivim.models.backbone import DropPath
+from minivim.models.backbone import DropPath, remove_tokens, take_tokens
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 5, "state_dim": 4}
 
@@ -66,6 +66,28 @@ def test_resize_of_a_constant_grid_keeps_it_and_the_class_token():
     others = torch.cat((model.pos_embed[0, :24], model.pos_embed[0, 25:]))
     assert (model.pos_embed[0, 24] == -7).all()
     torch.testing.assert_close(others, torch.ones(48, 16))
+
+
+@pytest.mark.parametrize("cls_token, positions", [("middle", [24]), ("head", [0]), ("double", [0, 50]), ("none", [])])
+@pytest.mark.parametrize("hooked", [False, True], ids=["cut", "convolved"])
+def test_at_half_the_stride_every_second_patch_is_the_old_one(cls_token, positions, hooked):
+    model, image = small(cls_token=cls_token).eval(), torch.randn(2, 3, 16, 16)
+    if hooked:
+        model.patch_embed.proj.register_forward_hook(lambda *arguments: None)
+    old = model.patch_embed(image)
+    classes = take_tokens(model.pos_embed, model.config.cls_positions)
+    grid = remove_tokens(model.pos_embed, model.config.cls_positions).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    assert model.resize_to(16, 16, stride=2) is model and model.config.grid_shape == (7, 7)
+    fine = model.patch_embed(image).unflatten(1, (7, 7))
+    torch.testing.assert_close(fine[:, ::2, ::2].flatten(1, 2), old, rtol=1e-5, atol=1e-5)
+    expected = list(F.interpolate(grid, size=(7, 7), mode="bicubic")[0].flatten(1).T)
+    for place, token in zip(positions, classes[0], strict=True):
+        expected.insert(place, token)
+    torch.testing.assert_close(model.pos_embed[0], torch.stack(expected), rtol=1e-5, atol=1e-6)
+    again = small(cls_token=cls_token, stride=2).eval()  # built at that stride, with these weights
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(image), model(image))
+    assert again.config == model.config and model.resize_to(16, 16, 2).config == again.config
 
 
 @pytest.mark.parametrize("cls_token", ["middle", "head", "double", "none"])

@@ -14,6 +14,7 @@ from torch import nn
 
 import minivim.train.loop as train_module
 from minivim import create_model
+from minivim.data.images import LazyImages
 from minivim.models import checkpoints
 from minivim.ops import implementations
 from minivim.processes import Team
@@ -31,14 +32,14 @@ CHANGES = {
     "preset": "shapes", "model": "deit_tiny_patch4_32", "seed": 1, "epochs": 4, "batch_size": 40, "lr": 1e-2,
     "lr_end": 0.9, "layer_decay": 0.5, "warmup": 0.5, "weight_decay": 0.5, "beta2": 0.9, "grad_clip": 1e-3,
     "ema": 0.1, "bf16": True, "crop": 2, "flip": 1.0, "rotate": 30.0, "zoom": 0.4, "shift": 2.0, "jitter": 0.8,
-    "erase": 1.0, "smoothing": 0.5, "mixup": 1.0, "cutmix": 1.0, "patch_size": 2, "embed_dim": 48, "depth": 2,
-    "expand": 1, "state_dim": 4, "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake",
-    "init": "official", "drop_path": 0.9,
+    "erase": 1.0, "smoothing": 0.5, "mixup": 1.0, "cutmix": 1.0, "patch_size": 2, "stride": 2,
+    "embed_dim": 48, "depth": 2, "expand": 1, "state_dim": 4, "cls_token": "head", "pos_embed": False, "directions": 1,
+    "scan_order": "snake", "init": "official", "drop_path": 0.9,
 }  # fmt: skip
 # Where images come from, how it is computed, what is written: each has its test, test_FIELD_..., below.
 ELSEWHERE = {
-    "data", "val_share", "train_share", "classes", "image_column", "label_column", "out", "resume",
-    "accumulate", "crop_scale", "img_size", "backend", "compile", "device", "threads",
+    "data", "val_share", "train_share", "classes", "in_memory", "image_column", "label_column", "out", "resume",
+    "accumulate", "crop_scale", "eval_crop", "img_size", "backend", "compile", "device", "threads",
     "workers", "eval_every", "save_seconds", "tensorboard", "progress",
 }  # fmt: skip
 # What only a run that starts from a file has.
@@ -165,6 +166,27 @@ def test_label_column_is_the_one_that_is_read(run, table):
 def test_img_size_is_that_of_images_and_model(run):
     result = run(img_size=16)
     assert result.data.train_images.shape[-2:] == result.model.config.image_shape == (16, 16)
+
+
+def test_in_memory_or_decoded_when_they_are_asked_for(run):
+    for wanted, lazy in ((None, False), (True, False), (False, True)):
+        result = run(in_memory=wanted, workers=0)
+        parts = result.data.train_images, result.data.val_images, result.data.test_images
+        assert {isinstance(images, LazyImages) for images in parts} == {lazy}
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_eval_crop_is_what_evaluation_sees_and_training_where_no_crop_is_drawn(tmp_path, run, in_memory):
+    trainers = {}
+    for share in (1.0, 0.5):
+        result = run(in_memory=in_memory, eval_crop=share, img_size=4, crop_scale=1.0, workers=0)
+        config = resolve(small(tmp_path / "again", **{**COMMON, "eval_crop": share, "crop_scale": 1.0}))
+        trainers[share] = Trainer(config, result.data, Team(0, 1, torch.device("cpu")))
+        assert trainers[share].model.preparation.crop_pct == result.model.preparation.crop_pct == share
+    for part in ("val_images", "test_images"):
+        whole, centre = (getattr(trainers[share].data, part)[0] for share in (1.0, 0.5))
+        assert centre.shape == whole.shape == (3, 4, 4) and not torch.equal(centre, whole)
+    assert not torch.equal(trainers[1.0].images[0], trainers[0.5].images[0])
 
 
 def test_crop_scale_is_the_smallest_crop_of_images_not_in_memory(tmp_path):

@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from minivim import VimConfig, VisionMamba, cli, create_model, to_official
 from minivim.data.augment import normalise
 from minivim.models import checkpoints
+from minivim.models.export import metadata
 from minivim.preparation import IMAGENET_MEAN, IMAGENET_STD
 from minivim.train import train
 from minivim.train.prediction import evaluate, predict, score
 from tests.train.small_runs import small
 
+Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
 
 def test_predict_names_what_is_in_image_files(small_data, tmp_path):
-    from PIL import Image
-
     result = train(small(tmp_path, lr=1e-2, ema=0.9))
     paths = []
     for index in range(4):
@@ -58,8 +58,6 @@ def test_checkpoints_and_images_that_do_not_fit_are_refused(small_data, tmp_path
 
 
 def test_images_are_normalised_as_the_checkpoint_says_and_not_as_their_own_set_would(small_data, tmp_path):
-    from PIL import Image
-
     stored = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
     assert stored["mean"] != pytest.approx(list(small_data.mean), abs=0.05)
     model = create_model("vim_nano_patch2_8", embed_dim=16, depth=1, num_classes=2).eval()
@@ -92,10 +90,42 @@ def test_a_score_sums_over_the_images_and_counts_each_class_by_itself(small_data
     assert found["per_class"] == per_class and found["accuracy"] == right.mean().item()  # c has no images
 
 
+def framed_folder(folder):
+    """Pictures of 16 x 24 pixels, dark or bright in the 8 x 8 in their middle, the other way round in their border."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for name, centre in (("bright", 160), ("dark", 0)):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 90, (16, 24, 3), dtype=np.uint8) + np.uint8(160 - centre)
+                pixels[4:12, 8:16] = random.integers(0, 90, (8, 8, 3), dtype=np.uint8) + np.uint8(centre)
+                Image.fromarray(pixels).save(folder / part / name / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_training_eval_predict_and_export_see_the_same_centre(tmp_path, in_memory):
+    """Half of the shorter side, 16 pixels, is 8: nothing is resized, and the crop can be cut out of the files."""
+    folder = framed_folder(tmp_path / "framed")
+    settings = {"data": str(folder), "img_size": 8, "val_share": 0.0, "epochs": 1, "in_memory": in_memory, "workers": 0}
+    result = train(small(tmp_path, eval_crop=0.5, **settings))
+    best, paths = result.out / "best.safetensors", sorted((folder / "test").rglob("*.png"))
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(path))[4:12, 8:16]).permute(2, 0, 1) for path in paths])
+    model, preparation = result.model, result.model.preparation
+    with torch.no_grad():
+        logits = model(normalise(pixels, preparation.mean, preparation.std))
+    labels = torch.tensor([result.data.classes.index(path.parent.name) for path in paths])
+    loss = pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert result.history[-1]["test_loss"] == loss and evaluate(best, folder)["loss"] == loss
+    for answer, expected in zip(predict(best, paths), logits.softmax(1), strict=True):
+        assert [dict(answer)[name] for name in result.data.classes] == pytest.approx(expected.tolist(), rel=1e-4)
+    known = metadata(*checkpoints.load_any(best))
+    assert known["crop_pct"] == preparation.crop_pct == 0.5
+    assert train(small(tmp_path / "whole", **settings)).history[-1]["test_loss"] != loss
+
+
 def photo(path, height: int, width: int):
     """A picture with something different everywhere."""
-    from PIL import Image
-
     pixels = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path)
     return path
@@ -103,8 +133,6 @@ def photo(path, height: int, width: int):
 
 def official_transform(path, size: int = 64) -> torch.Tensor:
     """The shorter side to size / 0.875, the centre, ImageNet's statistics; as torchvision rounds."""
-    from PIL import Image
-
     image = Image.open(path).convert("RGB")
     short, target = min(image.size), int(size / 0.875)
     image = image.resize([int(target * side / short) for side in image.size], Image.Resampling.BICUBIC)
@@ -161,8 +189,6 @@ def test_images_that_are_not_square_fill_the_models_shape(shape, tmp_path):
     checkpoints.save(model, tmp_path / "a.safetensors", extra)
     image = photo(tmp_path / "photo.png", shape[0] * 3, shape[1] * 3)  # of the same aspect: nothing is cut
     [[(name, probability), _]] = predict(tmp_path / "a.safetensors", [image])
-    from PIL import Image
-
     whole = Image.open(image).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(whole)).permute(2, 0, 1)[None] / 255
     with torch.no_grad():

@@ -93,6 +93,7 @@ def test_images_are_normalised_as_the_file_says_and_cut_as_the_run_does(file, sm
     found, _ = trainer.task.prepare(images, labels, torch.Generator())
     assert torch.allclose(found, normalise(images, EXTRA["mean"], EXTRA["std"]), atol=1e-6)
     assert asdict(trainer.model.preparation) == {"mean": EXTRA["mean"], "std": EXTRA["std"], "crop_pct": 1.0}
+    assert start(file, small_data, tmp_path, eval_crop=0.5).model.preparation.crop_pct == 0.5
     with torch.no_grad():
         logits = trainer.model.eval()(normalise(small_data.val_images, EXTRA["mean"], EXTRA["std"]))
     loss = torch.nn.functional.cross_entropy(logits, small_data.val_labels).item()
@@ -173,6 +174,36 @@ OTHER = {
     "model": "deit_tiny_patch4_32", "patch_size": 2, "embed_dim": 24, "depth": 3, "expand": 1, "state_dim": 4,
     "cls_token": "head", "pos_embed": False, "directions": 1, "scan_order": "snake",
 }  # fmt: skip
+
+
+def test_the_stride_is_the_files_unless_another_one_is_given(file, tmp_path):
+    assert resolve(TrainConfig(init=file)).stride == resolve(TrainConfig(init=file, stride=4)).stride == 4
+    fine = written(tmp_path / "fine.safetensors", stride=2)
+    assert resolve(TrainConfig(init=fine)).stride == 2 and resolve(TrainConfig(init=fine, stride=1)).stride == 1
+    with pytest.raises(ValueError, match="^stride is 0; it must be from 1 to"):
+        resolve(TrainConfig(init=fine, stride=0))
+    sizes = {"model": "vim_tiny_patch4_32", "embed_dim": 16, "depth": 2}  # whose own stride is the patch's side
+    with pytest.raises(ValueError, match="^model is 'vim_tiny_patch4_32'; it must be 'vim_nano_patch2_8', as in init"):
+        resolve(TrainConfig(init=fine, **sizes))
+    assert resolve(TrainConfig(init=file, **sizes)).stride == 4
+    assert resolve(TrainConfig(init=fine, stride=1, **sizes)).stride == 1
+
+
+@pytest.mark.parametrize("name", ["vim_nano_patch2_8", "deit_tiny_patch4_32"])
+def test_a_model_goes_on_at_a_finer_stride(small_data, tmp_path, name):
+    file = written(tmp_path / "old.safetensors", name, embed_dim=24, img_size=8)
+    trainer = start(file, small_data, tmp_path, stride=2)
+    expected = checkpoints.load(file).resize_to(8, 8, 2).state_dict()
+    assert trainer.model.config.grid_shape == (3, 3) and trainer.model.config.stride == 2
+    for key, tensor in trainer.model.state_dict().items():
+        assert key.startswith("head.") or torch.equal(tensor, expected[key]), key
+    assert "position embedding resized from stride 4 to 2, its mean" in trainer.task.origin
+    both = start(
+        written(tmp_path / "large.safetensors", name, embed_dim=24, img_size=16), small_data, tmp_path, stride=2
+    )
+    assert "position embedding resized from 16x16 to 8x8 pixels and from stride 4 to 2, " in both.task.origin
+    with pytest.raises(ValueError, match="^img_size is 8; each side must be patch_size 4 plus a multiple of stride 3"):
+        start(file, small_data, tmp_path, stride=3)
 
 
 @pytest.mark.parametrize("field", OTHER)
@@ -318,7 +349,7 @@ def test_what_makes_no_sense_is_refused(file, changes, sentence, unchecked):
 # ---- going on --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"freeze": True}, {"layer_decay": 0.5, "drop_path": 0.2}], ids=str)
+@pytest.mark.parametrize("changes", [{"freeze": True}, {"layer_decay": 0.5, "drop_path": 0.2, "stride": 1}], ids=str)
 def test_a_cut_run_goes_on_bit_for_bit_without_the_file(small_data, tmp_path, monkeypatch, changes):
     file = written(tmp_path / "old.safetensors", embed_dim=24, stride=2)
     changes = {"init": file, "save_seconds": 0.0, "preset": "cifar10_cpu", **changes}
@@ -332,6 +363,8 @@ def test_a_cut_run_goes_on_bit_for_bit_without_the_file(small_data, tmp_path, mo
         resolve(TrainConfig(out=str(tmp_path / "run"), resume=True, init="other"))
     with pytest.raises(ValueError, match="^embed_dim is 32; it must be 24, as in the run that is resumed"):
         resolve(TrainConfig(out=str(tmp_path / "run"), resume=True, embed_dim=32))
+    with pytest.raises(ValueError, match="^stride is 4; it must be [12], as in the run that is resumed"):
+        resolve(TrainConfig(out=str(tmp_path / "run"), resume=True, stride=4))
     train(TrainConfig(out=str(tmp_path / "run"), resume=True))
     assert records_of(whole.out) == records_of(tmp_path / "run")
     assert same(tensors_of(whole.out), tensors_of(tmp_path / "run"))

@@ -17,8 +17,9 @@ def test_every_preset_resolves_to_a_complete_configuration_and_explicit_fields_w
     for name, value in {**given(BASE), **given(PRESETS[preset])}.items():
         if name not in ("epochs", "data"):
             assert getattr(config, name) == value
-    optional = {"img_size", "patch_size", "embed_dim", "depth", "expand", "state_dim", "cls_token", "device", "threads"}
-    optional |= {"pos_embed", "directions", "scan_order", "init", "classes", "image_column", "label_column"}
+    optional = {"img_size", "patch_size", "stride", "embed_dim", "depth", "expand", "state_dim", "cls_token"}
+    optional |= {"device", "threads", "label_column"}
+    optional |= {"pos_embed", "directions", "scan_order", "init", "classes", "in_memory", "image_column"}
     assert {name for name, value in vars(config).items() if value is None} <= optional
 
 
@@ -39,6 +40,16 @@ def test_the_overrides_reach_the_model(small_data):
     assert (found.patch_size, found.drop_path_rate, found.num_classes, found.img_size) == (4, 0.3, 2, 8)
 
 
+def test_patches_overlap_at_a_smaller_stride():
+    sizes = {"data": "shapes", "patch_size": 8, "stride": 4, "embed_dim": 16, "depth": 1}
+    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1])
+    data = ImageData("x", images, labels, images, labels, ("a", "b"), (0.5,) * 3, (0.5,) * 3)
+    model = build_model(resolve(TrainConfig(**sizes)), data)
+    assert model.config.grid_shape == (7, 7) and model.forward_features(torch.zeros(1, 3, 32, 32)).shape[1] == 49 + 1
+    with pytest.raises(ValueError, match="img_size is 32; each side must be patch_size 8 plus a multiple of stride 5"):
+        build_model(resolve(TrainConfig(**sizes | {"stride": 5})), data)
+
+
 def test_a_preset_of_a_vim_serves_a_deit_without_what_only_a_vim_has(small_data):
     config = resolve(TrainConfig(preset="cifar10_cpu", model="deit_tiny_patch4_32", img_size=8))
     assert (config.expand, config.state_dim) == (None, None) and PRESETS["cifar10_cpu"].expand == 1
@@ -50,7 +61,7 @@ def test_a_preset_of_a_vim_serves_a_deit_without_what_only_a_vim_has(small_data)
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "base"])
 def test_every_preset_builds_its_model(preset):
-    size = {"digits": 8, "imagenet": 224}.get(preset, 32)
+    size = {"digits": 8, "imagenet": 224, "imagenet_finetune": 224}.get(preset, 32)
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     labels = torch.tensor([0, 1])
     data = ImageData("x", images, labels, images, labels, ("a", "b", "c"), (0.5,) * 3, (0.5,) * 3)
@@ -76,6 +87,7 @@ BAD = {
     "preset": ("cifar", "preset is 'cifar'; it must be one of base, digits"),
     "model": ("vim_huge", "'vim_huge'; it must be one of"),
     "embed_dim": (0, "embed_dim is 0; it must be from 1 to 65536"),
+    "stride": (0, "stride is 0; it must be from 1 to"),
     "patch_size": (3, "img_size is 8; each side must be a multiple of patch_size 3"),
     "cls_token": ("left", "cls_token is 'left'; it must be one of"),
     "backend": ("cuda", "backend"),
