@@ -570,7 +570,7 @@ print("decades: float16", decades["float16"], " bfloat16", decades["bfloat16"])
 # numbers, which begin with a 1 before the point. The pale parts are smaller numbers that begin with 0, with fewer
 # digits the smaller they are: float16 has some down to 6e-8. Three numbers of real trainings are marked. Adam adds
 # $\epsilon = 10^{-8}$ to a denominator; gradients of $10^{-5}$ are squared; and a user of Mamba found outputs of a scan
-# up to 1.4 million (GitHub, state-spaces/mamba, issue 72). In float16 the first two are 0, and the third is infinite.
+# up to 1.4 million (GitHub, state-spaces/mamba#72). In float16 the first two are 0, and the third is infinite.
 # bfloat16 holds all three, but it has 8 significant bits in place of 11: its gap above 1 is 0.0078.
 #
 # ### Exercise 09.3 · What fits into 16 bits
@@ -1260,7 +1260,7 @@ flipbook(draw_window, places, "A window of 8 x 8 pixels jumps over a digit of 28
 #
 # The case has a model in life. A public repository trains Vim on CIFAR-10 (32 x 32 pixels) with `Resize(224)`,
 # `RandomCrop(32, padding=4)`, `Resize(224)`, and tests on the whole image (GitHub, pprp/Vision-Mamba-CIFAR10,
-# datasets.py, as we read it). Two users report 24 % and 30 % (its issues 1 and 3). We think that the crop is the main
+# datasets.py, as we read it). Two users report 24 % and 30 % (its threads #1 and #3). We think that the crop is the main
 # reason; we have not run it, and its recipe has other oddities.
 #
 # The cure: a margin of one pixel, and a crop of 8 of 10.

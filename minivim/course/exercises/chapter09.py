@@ -399,7 +399,7 @@ def first_overflow(answer: Callable) -> None:
         ([{"scan": 7e4, "z": 2.0}, {"scan": 1.0, "z": INFINITY, "head": NAN}], half),  # float32 would hold 7e4
         ([{"scan": 7e4, "z": 2.0}, {"scan": 9e4, "z": INFINITY}], 3.38e38),
         ([{"scan": 65504.0, "z": 2.0}, {"scan": 65505.0, "z": 3.0}], half),  # the largest itself fits
-        ([{"b": 1.0, "a": 2.0, "c": 1.0}, {"b": 7e4, "a": 8e4, "c": 9e4}], half),  # layers in their own order
+        ([{"b": 1.0, "a": 2.0, "d": 1.0}, {"b": 7e4, "a": 8e4, "d": 9e4, "c": 7e4}], half),  # layers in their own order
         ([{"a": 1.0, "b": 1e9}, {"a": 1e9, "b": 1.0}, {"a": 1.0, "b": 1e9}], half),  # a step before the next one
     ]
     for records, largest in runs:
