@@ -10,8 +10,8 @@ The scan costs, for each token, direction and channel with N states,
     delta A,  (delta u) B,  A_bar h + ..,  C . h      4 N multiply-adds (Vim, Eq. 6), and N exponentials
     delta u,  D u + ..,  y silu(z)                    3
 
-Elsewhere it costs other numbers: 7 N operations if each of these multiplications, additions and exponentials counts
-one, and 9 N by the convention of mamba's issue tracker, which VMamba took over and which adds them to multiply-adds.
+By other conventions it is 7 N operations, where each multiplication, addition and exponential counts one, and 9 N, from
+mamba's issue tracker, which the code of VMamba and others adds to multiply-adds.
 
 An FFT of n real numbers counts n log2 n. S4's kernels are the same for all images: making them is not counted.
 """

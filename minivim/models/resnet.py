@@ -6,7 +6,8 @@ A stem, then four stages; each stage after the first halves the sides of the map
     stages   3, 4, 6, 3 bottlenecks; 256, 512, 1024, 2048 channels             56, 28, 14, 7
     head     the mean of the map, a linear classifier
 
-In form 1.5, as everybody measures it today: a stage's stride is in its first 3 x 3 convolution, not in the 1 x 1 before.
+In its form 1.5, which everybody measures today: a stage's stride is in its first 3 x 3 convolution, not in the 1 x 1
+before it.
 """
 
 import torch.nn.functional as F
