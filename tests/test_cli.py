@@ -61,7 +61,8 @@ def test_help_names_every_command(capsys):
     code, out, err = run(capsys, "--help")
     assert code == 0 and err == ""
     assert all(
-        f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade", "export")
+        f"  {name} " in out
+        for name in ("train", "eval", "predict", "models", "doctor", "flops", "bench", "grade", "export")
     )
     assert run(capsys) == (0, out, "")
 
@@ -79,6 +80,7 @@ def test_version_is_the_installed_one(capsys):
         ["predict"],
         ["models"],
         ["doctor"],
+        ["flops"],
         ["grade"],
         ["export"],
         ["bench"],

@@ -1,7 +1,9 @@
 """`minivim flops` against the papers, against torch.utils.flop_counter, and against a scan that counts as it goes."""
 
 import math
-from functools import partial
+import re
+from collections import Counter
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minivim import cli
-from minivim.bench.flops import NAMES, TABLE_1, build, count, counting_backend, fft_products, measure
+from minivim.bench.flops import NAMES, TABLE_1, build, counting_backend
+from minivim.bench.flops import measure as measure_anew
 from minivim.models.s4vit import S4Mixer
 from minivim.ops.implementations import Backend, one_after_the_other, one_and_the_other
 from minivim.ops.reference import add_norm_reference, conv_reference, scan_reference
 
+measure = cache(measure_anew)
 README = Path(__file__).resolve().parents[2] / "README.md"
 PUBLISHED = {  # millions of parameters, Vim's Table 1; billions of "FLOPs" where a paper has them
     "vim_tiny_patch16_224": (7, 1.5),  # MambaOut (2405.07992), Table 1
@@ -86,18 +90,37 @@ def test_the_scan_costs_what_its_recurrence_multiplies():
                 y[0, t, channel] += times(c[0, t, n].item(), h[n])
             y[0, t, channel] = times(y[0, t, channel].item(), gate / (1 + math.exp(-gate)))
     torch.testing.assert_close(y, scan_reference(u, delta, A, b, c, D, z)[0])
-    from collections import Counter
-
     found: Counter = Counter()
     counting_backend(found).scan(u, delta, A, b, c, D, z, None, False, None, False)
     assert found == {"scan": done} and done == L * E * (4 * N + 3)
 
 
 def test_vim_is_linear_in_the_tokens_and_attention_is_quadratic():
-    (tiny, image), (wide, wider) = build("vim_tiny_patch16_224"), build("vim_tiny_patch16_224", 448)
-    small, large = count(tiny, *image), count(wide, *wider)
+    small, large = (measure("vim_tiny_patch16_224", size).parts for size in (None, 448))
     for part in ("scan", "projections", "convolutions", "norms"):
         assert large[part] * 197 == small[part] * 785
-    (deit, image), (wide, wider) = build("deit_tiny_patch16_224"), build("deit_tiny_patch16_224", 448)
-    assert count(wide, *wider)["attention"] * 197**2 == count(deit, *image)["attention"] * 785**2
-    assert count(deit, *image)["attention"] == 12 * 2 * 197**2 * 192  # Vim, Eq. 5
+    small, large = (measure("deit_tiny_patch16_224", size).parts for size in (None, 448))
+    assert large["attention"] * 197**2 == small["attention"] * 785**2
+    assert small["attention"] == 12 * 2 * 197**2 * 192  # Vim, Eq. 5
+
+
+def test_the_readme_shows_what_the_command_prints(capsys):
+    assert cli.main(["flops"]) == 0
+    text = README.read_text()
+    assert f"```text\n{capsys.readouterr().out}```\n" in text
+    vim, deit = (measure(f"{name}_tiny_patch16_224", 1248).parts.total() / 1e9 for name in ("vim", "deit"))
+    assert f"at 1248 x 1248 Vim-Ti takes {vim:.1f} G multiply-adds, DeiT-Ti {deit:.1f}." in text
+    assert f"with {measure('deit_base_patch16_224', 384).parameters:,} parameters" in text
+    tiny = measure("vim_tiny_patch16_224").parts
+    other = tiny.total() - tiny["scan"] * (1 - 9 * 16 / (4 * 16 + 3))
+    assert f"would make {other / 1e9:.2f} of its {tiny.total() / 1e9:.2f}." in text
+    assert f"{tiny['scan'] / tiny.total():.0%}".replace("%", " % of Vim-Ti") in text
+
+
+def test_a_single_model_is_shown_by_its_parts(capsys):
+    assert cli.main(["flops", "vim_tiny_patch16_224"]) == 0
+    out = capsys.readouterr().out
+    shares = dict(re.findall(r"^(\w[\w ]+?) +([\d.]+) +[\d.]+%$", out, re.MULTILINE))
+    assert list(shares) == ["projections", "scan", "patch embedding", "convolutions", "norms", "head"]
+    assert sum(map(float, shares.values())) == pytest.approx(1.539, abs=0.003)
+    assert f"{9 * 16 * 197 * 384 * 2 * 24 / 1e9:.3f}" in out and f"{16 * 197 * 384 * 2 * 24 / 1e9:.3f} G exp" in out
