@@ -21,8 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.checks import LARGEST_SIDE, check_choice, check_whole
@@ -52,12 +54,12 @@ CONVENTION = (
 UNSEEN = ("scan", "FFT", "norms")  # the parts that torch.utils.flop_counter does not see
 
 
-def attention_products(layer: Attention, output: Tensor) -> int:
+def attention_products(layer: Attention, output: Float[Tensor, "B L D"]) -> int:
     """q k^T, and the weights times v: 2 L^2 D (Vim, Eq. 5)."""
     return 2 * output.shape[1] * output.numel()
 
 
-def fft_products(layer: S4Mixer, output: Tensor) -> int:
+def fft_products(layer: S4Mixer, output: Float[Tensor, "B L D"]) -> int:
     """One transform there and one back for each channel, the product of spectra, the skip, the gate."""
     _, L, D = output.shape
     channels, n = len(layer.skip), 2 * L
@@ -81,11 +83,11 @@ PLACES = {"patch_embed": "patch embedding", "mlp": "MLP", "head": "head"}
 def counting_backend(found: Counter) -> Backend:
     """A backend of Vim's block that computes nothing and counts what the others multiply."""
 
-    def scan(u: Tensor, delta: Tensor, A: Tensor, *rest) -> tuple[Tensor, None]:
+    def scan(u: Float[Tensor, "B L E"], delta: Float[Tensor, "B L E"], A: Float[Tensor, "E N"], *rest):
         found["scan"] += u.numel() * (4 * A.shape[1] + 3)
         return torch.empty_like(u), None
 
-    def conv(x: Tensor, weight: Tensor, *rest) -> Tensor:
+    def conv(x: Float[Tensor, "B L E"], weight: Float[Tensor, "E K"], *rest):
         found["convolutions"] += x.numel() * weight.shape[1]
         return torch.empty_like(x)
 
@@ -108,8 +110,8 @@ def count(model: nn.Module, height: int, width: int) -> Counter:
             layer.backend = counting_backend(found)
         if type(layer) in COUNTS:
             part, products = COUNTS[type(layer)]
-            places = [place for key, place in PLACES.items() if key in name.split(".")]
-            layer.register_forward_hook(partial(counted, *places or [part], products))
+            part = next((place for key, place in PLACES.items() if key in name.split(".")), part)
+            layer.register_forward_hook(partial(counted, part, products))
     with torch.no_grad():
         model.eval()(torch.empty(1, 3, height, width, device="meta"))
     return found
@@ -139,7 +141,7 @@ def build(name: str, img_size: int | None = None) -> tuple[nn.Module, tuple[int,
     check_choice("model", name, NAMES)
     if img_size is not None:
         check_whole("img_size", img_size, maximum=LARGEST_SIDE)
-    size = {} if img_size is None else {"img_size": img_size}
+    size: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
     with torch.device("meta"):
         if name == "resnet50":
             return ResNet50(), (img_size or 224, img_size or 224)

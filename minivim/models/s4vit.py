@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minivim.hippo import dplr
-from minivim.models.deit import DeiT
+from minivim.models.backbone import Backbone
 from minivim.models.registry import create_model
 from minivim.s4.generating import dplr_kernel
 from minivim.s4.lssl import log_step_sizes
@@ -44,10 +44,10 @@ class S4Mixer(nn.Module):
         delta = self.log_delta.double().exp()
         Lambda = torch.complex(-self.log_decay.double().exp(), self.frequency.double())
         shared = (Lambda, as_complex(self.P), as_complex(self.B))
-        system = [torch.cat((each, each.conj())).expand(len(delta), -1) for each in shared]
+        Lambda, P, B = (torch.cat((each, each.conj())).expand(len(delta), -1) for each in shared)
         C = as_complex(self.C)
         rows = torch.cat((C, C.conj()), dim=-1).flatten(0, 1)
-        kernels = torch.stack([dplr_kernel(*system, row, delta, L) for row in rows])
+        kernels = torch.stack([dplr_kernel(Lambda, P, B, row, delta, L) for row in rows])
         return kernels.unflatten(0, C.shape[:2]).to(self.skip)
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
@@ -59,8 +59,8 @@ class S4Mixer(nn.Module):
         return F.glu(self.mix(F.gelu(rearrange(y, "B channels D L -> B L (channels D)"))), dim=-1)
 
 
-def s4nd_vit_base(**overrides) -> DeiT:
-    """S4ND-ViT-B, not trained; `overrides` replace fields of the DeiT's configuration.
+def s4nd_vit_base(**overrides) -> Backbone:
+    """S4ND-ViT-B, a DeiT with other mixers; `overrides` replace fields of its configuration.
 
     Raises ValueError for an unknown or impossible field.
     """

@@ -71,7 +71,7 @@ class DiagonalSystem(nn.Module):
         """(A_bar, B_bar, C), each (H, N_kept), complex128 or, for real systems, float64."""
         A, B, C = -self.log_decay.double().exp(), self.B.double(), self.C.double()
         if self.frequency is not None:
-            A, B, C = torch.complex(A, self.frequency.double()), torch.viewas_complex(B), torch.viewas_complex(C)
+            A, B, C = torch.complex(A, self.frequency.double()), torch.view_as_complex(B), torch.view_as_complex(C)
         A_bar, factor = discretize_diagonal(A, self.log_delta.double().exp()[:, None], self.method)
         return A_bar, factor * B, C
 
