@@ -38,9 +38,8 @@ class Bottleneck(nn.Module):
         self.narrow = conv_norm(in_width, width, 1)
         self.conv = conv_norm(width, width, 3, stride)
         self.widen = conv_norm(width, out_width, 1)
-        nn.init.zeros_(
-            self.widen.get_parameter("1.weight")
-        )  # a block begins as its shortcut (arXiv 1706.02677, section 5.1)
+        # A block begins as its shortcut (arXiv 1706.02677, section 5.1).
+        nn.init.zeros_(self.widen.get_parameter("1.weight"))
         same = (in_width, stride) == (out_width, 1)
         self.shortcut = nn.Identity() if same else conv_norm(in_width, out_width, 1, stride)
 
