@@ -1,9 +1,9 @@
 """S4ND-ViT-B (arXiv 2210.06583): a ViT-B whose attention is replaced by S4 along the sequence of patches.
 
-S4ND in one dimension is S4, once in each direction. The paper leaves sizes open. Those here are the choice of its
-released configuration (state-spaces/s4, configs/experiment/s4nd/vit/vit_b_16_s4_imagenet_v2.yaml): N 64, two channels,
-one A, P and B for all features (n_ssm 1), a gated linear map behind, no class token and no position embedding.
-They give 88,786,408 parameters; with an A, P and B for each feature it would be 90,553,576.
+S4ND in one dimension is S4, once in each direction. The sizes are the choice of its released configuration
+(state-spaces/s4, configs/experiment/s4nd/vit/vit_b_16_s4_imagenet_v2.yaml): N 64, two channels, one A, P and B for all
+features (n_ssm 1), a gated linear map behind, no class token and no position embedding. They give 88,786,408
+parameters; with an A, P and B for each feature it would be 90,553,576.
 """
 
 import torch

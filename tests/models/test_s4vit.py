@@ -20,6 +20,7 @@ def test_parameters_are_those_of_the_released_configuration_and_round_to_the_pub
     with torch.device("meta"):
         found = sum(parameter.numel() for parameter in s4nd_vit_base().parameters())
     assert found == expected == 88_786_408 and round(found / 1e6, 1) == 88.8
+    assert found + depth * (D - 1) * shared == 90_553_576  # with systems of their own
 
 
 def by_steps(mixer: S4Mixer, L: int) -> torch.Tensor:
