@@ -39,6 +39,7 @@ FLAGS = {  # a command line's beginning, and what its flags build
     "train --data digits --out NEW --no-progress --threads 1 --backend reference": TrainConfig,
     "eval CHECKPOINT --data digits": cli.COMMANDS["eval"].target(),
     "predict CHECKPOINT PICTURE": cli.COMMANDS["predict"].target(),
+    "flops vim_nano_patch2_8": cli.COMMANDS["flops"].target(),
     "grade NOTEBOOK": cli.COMMANDS["grade"].target(),
     "bench scan --rounds 1 --shape 1,2,3 --no-memory": cli.BENCHES["scan"].target(),
     "bench model --rounds 1 --model vim_nano_patch2_8 --no-memory": cli.BENCHES["model"].target(),
@@ -67,6 +68,7 @@ SINGLE = (
     "models all", "models --all", "doctor now", "--version now", "bench", "bench disk", "bench scan scan",
     "bench scan --shape 1", "bench scan --shape 1e20,1,1", "bench scan --shape 0,1,1", "bench scan --shape 9,9,9e9",
     "bench scan --shape 100000000000000000000,1,1", "bench scan --directions 3", "bench model --img-size 7",
+    "flops x", "flops vim_nano_patch2_8 --img-size 7", "flops resnet50 --img-size 0",
     "bench model --batch 0", "grade", "grade nowhere", "grade PICTURE --time-limit 0", "grade NOTEBOOK --workers 0",
     "export", "export CHECKPOINT", "export none x.onnx", "export CHECKPOINT no/such/folder.onnx",
 )  # fmt: skip

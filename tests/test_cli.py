@@ -61,7 +61,8 @@ def test_help_names_every_command(capsys):
     code, out, err = run(capsys, "--help")
     assert code == 0 and err == ""
     assert all(
-        f"  {name} " in out for name in ("train", "eval", "predict", "models", "doctor", "bench", "grade", "export")
+        f"  {name} " in out
+        for name in ("train", "eval", "predict", "models", "doctor", "flops", "bench", "grade", "export")
     )
     assert run(capsys) == (0, out, "")
 
@@ -79,6 +80,7 @@ def test_version_is_the_installed_one(capsys):
         ["predict"],
         ["models"],
         ["doctor"],
+        ["flops"],
         ["grade"],
         ["export"],
         ["bench"],
@@ -97,7 +99,7 @@ def test_each_command_explains_its_flags(capsys, command):
 def test_help_shows_the_true_defaults(capsys):
     text = " ".join(run(capsys, "train", "--help")[1].split())
     assert "Peak learning rate of AdamW. (default: 0.001; digits 0.003," in text
-    assert "Number of blocks; default: the model's own (shapes 2, cifar10_cpu 4)." in text
+    assert "Number of blocks; default: the model's own (shapes 2, cifar10_cpu 4, cifar10_cpu_long 5)." in text
     text = " ".join(run(capsys, "bench", "scan", "--help")[1].split())
     assert "of all inputs. (default: on)" in text and "N, the states of a channel. (default: 16)" in text
 

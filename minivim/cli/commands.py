@@ -149,6 +149,23 @@ def doctor() -> None:
     print(diagnose())
 
 
+def flops_flags(models: tuple[str, ...] = (), /, *, img_size: int | None = None) -> dict:
+    """Count parameters and multiply-adds.
+
+    Args:
+        models: Models by name; by default those of the Vim paper's Table 1. The parts of a single one are shown.
+        img_size: The image's side in pixels; by default each model's own.
+    """
+    return {"models": models, "img_size": img_size}
+
+
+def flops(flags: dict) -> None:
+    """Print the table, and the parts of a single model."""
+    from minivim.bench.flops import TABLE_1, measure, report
+
+    print(report([measure(name, flags["img_size"]) for name in flags["models"] or TABLE_1]))
+
+
 def scan_bench() -> type:
     """What the flags of `bench scan` build."""
     from minivim.bench import ScanBench
@@ -269,6 +286,12 @@ COMMANDS = {
     "models": Command("List the models: parameters, tokens, image size", models, ("minivim models",)),
     "doctor": Command(
         "Say what runs here: versions, devices, backends; test each backend", doctor, ("minivim doctor",)
+    ),
+    "flops": Command(
+        "Count the parameters of models, and the multiply-adds for one image",
+        flops,
+        ("minivim flops", "minivim flops vim_tiny_patch16_224 --img-size 1248"),
+        lambda: flops_flags,
     ),
     "bench": Command("Measure speed and memory: bench scan, bench model, bench data", bench),
     "grade": Command(

@@ -113,8 +113,9 @@ def metavar(annotation: object) -> str:
 
 
 def place_name(parameter: inspect.Parameter) -> str:
-    """An argument without a flag: CHECKPOINT, or IMAGES... if there may be several."""
-    return parameter.name.upper() + ("..." if get_args(parameter.annotation) else "")
+    """An argument without a flag: CHECKPOINT, IMAGES... if there may be several, [MODELS...] also if none."""
+    name = parameter.name.upper() + ("..." if get_args(parameter.annotation) else "")
+    return name if parameter.default is parameter.empty else f"[{name}]"
 
 
 def spelling(parameter: inspect.Parameter) -> str:

@@ -14,12 +14,13 @@ from minivim.s4.generating import both_of_pair, dense, diagonal_kernel, dplr_ker
 from minivim.s4.lssl import log_step_sizes
 
 
-def _as_parameter(x: Complex[Tensor, "*shape"]) -> nn.Parameter:
+def as_parameter(x: Complex[Tensor, "*shape"]) -> nn.Parameter:
     """Complex numbers as pairs (real, imaginary) of the default dtype: `.double()`, optimizers and files know those."""
     return nn.Parameter(torch.view_as_real(x.resolve_conj()).contiguous().to(torch.get_default_dtype()))
 
 
-def _as_complex(parameter: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape"]:
+def as_complex(parameter: Float[Tensor, "*shape 2"]) -> Complex[Tensor, "*shape"]:
+    """Undo `as_parameter`, in double precision."""
     return torch.view_as_complex(parameter.double())
 
 
@@ -57,7 +58,7 @@ class DiagonalSystem(nn.Module):
         self.log_decay = nn.Parameter(torch.log(-A.real).to(dtype))
         if A.is_complex():
             self.frequency = nn.Parameter(A.imag.to(dtype).clone())
-            self.C = _as_parameter(torch.randn(H, A.shape[-1], dtype=torch.complex128))
+            self.C = as_parameter(torch.randn(H, A.shape[-1], dtype=torch.complex128))
             self.register_buffer("B", torch.view_as_real(B.to(torch.complex128)).to(dtype))
         else:
             self.frequency = None
@@ -109,13 +110,13 @@ class DPLRSystem(nn.Module):
         self.log_delta = log_step_sizes(H, delta_min, delta_max)
         self.log_decay = nn.Parameter(torch.log(-Lambda.real).expand(H, -1).to(dtype).clone())
         self.frequency = nn.Parameter(Lambda.imag.expand(H, -1).to(dtype).clone())
-        self.P, self.B = (_as_parameter(each.expand(H, -1)) for each in (P, B))
-        self.C = _as_parameter(torch.randn(H, N // 2, dtype=torch.complex128))
+        self.P, self.B = (as_parameter(each.expand(H, -1)) for each in (P, B))
+        self.C = as_parameter(torch.randn(H, N // 2, dtype=torch.complex128))
 
     def continuous(self) -> tuple[Complex[Tensor, "H N_kept"], ...]:
         """(Lambda, P, B, C), each (H, N/2), complex128: one of every pair."""
         Lambda = torch.complex(-self.log_decay.double().exp(), self.frequency.double())
-        return Lambda, *(_as_complex(each) for each in (self.P, self.B, self.C))
+        return Lambda, *(as_complex(each) for each in (self.P, self.B, self.C))
 
     def kernel(self, L: int) -> Float[Tensor, "H L"]:
         """K[k] = C A_bar^k B_bar, k = 0 .. L - 1, in float64.
