@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,8 @@ class DataBench:
 
 def batches(trainer: Trainer, workers: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """That many batches of training images out of a hat, decoded and cropped by so many processes, and their labels."""
-    rows = torch.randint(len(trainer.images), (count, trainer.config.batch_size)).unbind()
+    size: Any = trainer.config.batch_size  # resolved: not None
+    rows = torch.randint(len(trainer.images), (count, size)).unbind()
     return zip(fetch(trainer.images, rows, workers), (trainer.data.train_labels[batch] for batch in rows), strict=True)
 
 

@@ -503,7 +503,8 @@ def draw_box(figure, step):
     axis.text(-0.8, 6.5, "L: 11 steps", rotation=90, ha="right", va="center", fontsize=9)
     for image in (0, 1):
         axis.text(30 * image, 0.5, f"image {image}", fontsize=9)
-        axis.text(10 + 30 * image, 13.5, "E: 20 channels are lanes", ha="center", fontsize=9)
+        middle = 10 + 30 * image
+        axis.text(middle, 13.5, "E: 20 channels are lanes", ha="center", fontsize=9)
 
 
 print("numbers in the box:", u.numel(), " programs:", 2 * 3, " steps each:", L)

@@ -298,6 +298,7 @@ for name, least in (("Vim", 0.9), ("DeiT", 0.5)):
 figure = plt.figure(figsize=(8, 4.6))
 draw_logs(figure, logs)
 figure.axes[1].axhline(1, color="black", linestyle=":")
+figure.axes[1].set(xlabel="step", ylabel="gradient norm")
 show(figure, "Loss, gradient norm, learning rate and validation accuracy of Vim and DeiT")
 print("steps of each run:", [len(log["loss"]) for log in logs.values()])
 for name, log in logs.items():
