@@ -18,7 +18,7 @@ from minivim.processes import Team
 from minivim.train.loop import Trainer, train
 from minivim.train.recipes import CONFIG_FILE, STATE_FILE, TrainConfig, resolve
 from minivim.train.step import decay_groups, layer_of
-from minivim.train.tasks import Classification, begin, build_model
+from minivim.train.tasks import begin, build_model
 from tests.train.small_runs import cut_after, records_of, same, small, tensors_of
 
 pytest.importorskip("safetensors")
@@ -425,8 +425,3 @@ def test_a_run_sees_its_share_of_the_labels(tmp_path):
     result = train(small(tmp_path, train_share=0.1, epochs=1))
     assert 140 <= len(result.data.train_labels) + len(result.data.val_labels) <= 148
     assert len(result.data.test_labels) == 359
-
-
-def test_a_fresh_model_has_the_statistics_of_its_data(small_data, tmp_path):
-    task = Classification(resolve(small(tmp_path)), small_data, CPU)
-    assert task.build_model().preparation.mean == small_data.mean and task.origin == ""

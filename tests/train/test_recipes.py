@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from minivim.data import ImageData
+from minivim.processes import Team
 from minivim.train import build_model, train
 from minivim.train.recipes import BASE, PRESETS, TrainConfig, given, resolve
+from minivim.train.tasks import Classification
 from tests.train.small_runs import small
 
 
@@ -57,6 +59,11 @@ def test_a_preset_of_a_vim_serves_a_deit_without_what_only_a_vim_has(small_data)
     asked = resolve(TrainConfig(preset="cifar10_cpu", model="deit_tiny_patch4_32", expand=2))
     with pytest.raises(ValueError, match="^expand is 2, but DeiTConfig has no such field"):
         build_model(asked, small_data)
+
+
+def test_a_fresh_model_has_the_statistics_of_its_data(small_data, tmp_path):
+    task = Classification(resolve(small(tmp_path)), small_data, Team(0, 1, torch.device("cpu")))
+    assert task.build_model().preparation.mean == small_data.mean and task.origin == ""
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "base"])
